@@ -1,0 +1,616 @@
+//! Runs the walkers and puts the report together.
+//!
+//! Walkers run in parallel; what they return is put together in a fixed order, so the same
+//! image gives the same bytes on any number of threads.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use rayon::prelude::*;
+use scx_postmortem_format::report::reasons;
+use scx_postmortem_format::report::{
+    EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, KernelInfo, PostmortemReport,
+    Provenance, SchedulerInfo, ScxSchedState, StarvedTask, Unavailable, UnavailableCode,
+    VcpuRegSnapshot,
+};
+
+use crate::addr::Kva;
+use crate::kernel::{Kernel, cpu_list};
+use crate::recover::Casts;
+use crate::source::VcpuRegs;
+use crate::walk::bpf::btfs::Btfs;
+use crate::walk::bpf::{self, maps};
+use crate::walk::clock::{self, Clock};
+use crate::walk::dsq::{self, Dsq};
+use crate::walk::rq::{self, CpuRq};
+use crate::walk::sched::{self, Schedulers};
+use crate::walk::tasks::{self, Tasks};
+use crate::walk::{Limits, Remarks, cputime, events, exit_info};
+
+/// What to do beyond the defaults.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// How much of each list to show.
+    pub limits: Limits,
+    /// Leave integers as they are declared, also where the programs keep pointers in them.
+    pub no_casts: bool,
+}
+
+/// Whether this kernel was built with sched_ext at all.
+#[must_use]
+pub fn has_sched_ext(kernel: &Kernel) -> bool {
+    kernel.btf.find("struct sched_ext_entity").is_ok()
+}
+
+/// Makes the report of one image.
+#[must_use]
+pub fn analyze(kernel: &Kernel, options: &Options) -> FailureDumpReport {
+    analyze_timed(kernel, options).0
+}
+
+/// Makes the report of one image, and tells how long its parts took. Parts run at the same time
+/// and share the processors.
+#[must_use]
+pub fn analyze_timed(
+    kernel: &Kernel,
+    options: &Options,
+) -> (FailureDumpReport, Vec<(&'static str, Duration)>) {
+    let limits = &options.limits;
+    let mut remarks = Remarks::default();
+    let clock = remarks.ok("clock", Clock::read(kernel));
+    let tasks = Tasks::new(kernel, clock);
+    let scheds = remarks.timed("schedulers", |r| sched::find(kernel, limits, r));
+
+    let btfs = Btfs::new(kernel);
+
+    // Each closure has remarks of its own; they are put together below, in this order.
+    let (((rqs, r0), ((dsqs, r1), (casts, r6, maps, r4))), (((time, r2), (state, r3)), (bpf, r5))) =
+        rayon::join(
+            || {
+                rayon::join(
+                    || timed("run queues", |r| run_queues(kernel, &tasks, limits, r)),
+                    || {
+                        rayon::join(
+                            || {
+                                timed("dispatch queues", |r| {
+                                    dsq::read_all(kernel, &scheds.all, &tasks, limits, r)
+                                })
+                            },
+                            || {
+                                let (casts, r6) = timed("recovered pointers", |r| {
+                                    recovered(kernel, &btfs, options, r)
+                                });
+                                let (maps, r4) =
+                                    timed("maps", |r| maps::read(kernel, &btfs, &casts, limits, r));
+                                (casts, r6, maps, r4)
+                            },
+                        )
+                    },
+                )
+            },
+            || {
+                let uptime_ns = clock::uptime_ns(kernel).ok();
+                rayon::join(
+                    || {
+                        rayon::join(
+                            || timed("CPU time", |r| cputime::read(kernel, r)),
+                            || timed("scheduler", |r| scheduler_part(&scheds, clock.as_ref(), r)),
+                        )
+                    },
+                    || {
+                        timed("programs and links", |r| {
+                            bpf::Objects::read(kernel, &btfs, &scheds, uptime_ns, limits, r)
+                        })
+                    },
+                )
+            },
+        );
+    for part in [r0, r1, r2, r3, r6, r4, r5] {
+        remarks.absorb(part);
+    }
+
+    let on_runnable_list: HashSet<Kva> = rqs
+        .iter()
+        .flat_map(|rq| rq.runnable.iter().copied())
+        .collect();
+    let mut elsewhere: Vec<Kva> = rqs
+        .iter()
+        .flat_map(|rq| rq.runnable.iter().copied().chain([rq.curr]))
+        .collect();
+    elsewhere.extend(dsqs.iter().flat_map(|dsq| dsq.tasks.iter().copied()));
+    elsewhere.retain(|at| !at.is_null());
+    let (enriched, infos) = remarks.timed("tasks", |r| {
+        let all = tasks.collect(&elsewhere, r);
+        let first: HashSet<Kva> = elsewhere.iter().copied().collect();
+        let kept = tasks::keep(all, &first, limits, r);
+        tasks.records(&kept, &on_runnable_list, r)
+    });
+
+    let mut report = FailureDumpReport {
+        maps: maps.shared,
+        sdt_allocations: maps.heap.snapshots,
+        scx_static_ranges: maps.heap.statics,
+        sdt_alloc_unavailable: maps.heap.unavailable.map(str::to_owned),
+        vcpu_regs: vcpu_regs(kernel, &mut remarks),
+        per_cpu_time: time,
+        task_enrichments_unavailable: enriched
+            .is_empty()
+            .then(|| reasons::REASON_TASK_WALKER_ZERO_TASKS.to_owned()),
+        task_enrichments: enriched,
+        scx_walker_unavailable: (!scheds.attached && has_sched_ext(kernel))
+            .then(|| reasons::REASON_SCX_ROOT_NULL.to_owned()),
+        ..FailureDumpReport::default()
+    };
+    if !has_sched_ext(kernel) {
+        report.scx_walker_unavailable = Some(NO_SCHED_EXT.to_owned());
+        report.task_enrichments_unavailable = Some(NO_SCHED_EXT.to_owned());
+    } else if kernel.symbol("scx_root").is_err() {
+        report.scx_walker_unavailable = Some(GLOBALS.to_owned());
+    }
+    // Not walked yet: say so in the words of the format, and plainly in ours.
+    report.per_node_numa_unavailable = Some(reasons::REASON_NO_NUMA_WALKER.to_owned());
+
+    let mut own = PostmortemReport {
+        input: Some(input_info(kernel)),
+        kernel: Some(kernel_info(kernel, clock.as_ref(), &mut remarks)),
+        provenance: provenance(kernel, clock.as_ref()),
+        scheduler: state.info,
+        schedulers: state.all,
+        exit_info: state.exit,
+        event_counters: state.counters,
+        tasks: infos,
+        maps: maps.own,
+        arenas: maps.heap.arenas,
+        allocators: maps.heap.infos,
+        recovered_pointers: casts.report,
+        ..PostmortemReport::new(concat!("scx-postmortem ", env!("CARGO_PKG_VERSION")))
+    };
+    report.scx_sched_state = state.state;
+    add_bpf(&mut report, &mut own, bpf, &btfs, &mut remarks);
+    let uptime_ns = own.kernel.as_ref().and_then(|k| k.uptime_ns);
+    if let Some(uptime_ns) = uptime_ns
+        && !own.event_counters.is_empty()
+    {
+        report.event_counter_timeline =
+            vec![events::sample(&own.event_counters, uptime_ns / 1_000_000)];
+    }
+    own.starved = starved(&own, &rqs, &dsqs);
+    for rq in rqs {
+        report.rq_scx_states.push(rq.state);
+        own.cpus.push(rq.info);
+    }
+    for dsq in dsqs {
+        report.dsq_states.extend(dsq.state);
+        own.dsqs.push(dsq.info);
+    }
+    let readable = |section: &str| {
+        remarks
+            .unavailable
+            .iter()
+            .all(|u| u.section != section || u.code == UnavailableCode::NotApplicable)
+    };
+    let globals = kernel.symbol("scx_root").is_err();
+    own.headline = headline(
+        &own,
+        &Known {
+            sched_ext: has_sched_ext(kernel),
+            attached: scheds.attached,
+            searched: !globals
+                && readable("scheduler")
+                && readable("scheduler.ejected")
+                && (remarks.anomalies.iter()).all(|a| a.section != "scheduler.ejected"),
+            exit: readable("exit_info"),
+        },
+    );
+    own.unavailable = remarks.unavailable;
+    if kernel.image.early {
+        own.unavailable.push(Unavailable {
+            section: "early".to_owned(),
+            code: UnavailableCode::NotRead,
+            reason: "the file also holds an image from before the failure, which this version of the analyzer does not compare with this one yet".to_owned(),
+        });
+    }
+    own.unavailable
+        .extend(NOT_WALKED.iter().map(|&(section, what)| Unavailable {
+            section: section.to_owned(),
+            code: UnavailableCode::NotRead,
+            reason: format!("this version of the analyzer does not read {what} yet"),
+        }));
+    own.anomalies = remarks.anomalies;
+    own.limits = remarks.limits;
+    own.warnings.clone_from(&kernel.image.warnings);
+    report.postmortem = Some(Box::new(own));
+    (report, remarks.times)
+}
+
+/// Which integers are pointers, unless nobody wants to know.
+fn recovered(kernel: &Kernel, btfs: &Btfs<'_>, options: &Options, remarks: &mut Remarks) -> Casts {
+    if options.no_casts {
+        return Casts::default();
+    }
+    let types = |at| btfs.get(at).ok().map(|btf| (btf.id, btf.types));
+    remarks
+        .ok("recovered_pointers", Casts::recover(kernel, &types))
+        .unwrap_or_default()
+}
+
+const NO_SCHED_EXT: &str = "this kernel was built without sched_ext (CONFIG_SCHED_CLASS_EXT)";
+
+const GLOBALS: &str = "this kernel keeps its scheduler in globals (before 6.16), which this version of the analyzer does not read";
+
+/// The section of the vCPUs' registers. A file can be whole without them.
+pub const VCPU_REGS: &str = "vcpu_regs";
+
+/// Sections of the format that no walker fills yet.
+const NOT_WALKED: [(&str, &str); 2] = [
+    ("cgroup_psi", "pressure stall information"),
+    ("per_node_numa", "NUMA counters"),
+];
+
+/// Puts the BPF objects into both parts of the report.
+fn add_bpf(
+    report: &mut FailureDumpReport,
+    own: &mut PostmortemReport,
+    bpf: bpf::Objects<'_>,
+    btfs: &Btfs<'_>,
+    remarks: &mut Remarks,
+) {
+    for scheduler in own.schedulers.iter_mut().chain(&mut own.scheduler) {
+        bpf::active::complete(scheduler, &bpf.struct_ops, &bpf.programs);
+    }
+    if let Some(exit) = &mut own.exit_info {
+        bpf.name_sources(btfs, &mut exit.backtrace);
+    }
+    for map in &mut own.maps {
+        for stack in &mut map.stacks {
+            bpf.name_sources(btfs, &mut stack.frames);
+        }
+        for callback in &mut map.callbacks {
+            if let Some(prog) = bpf.programs.by_id(callback.prog.id) {
+                *callback = bpf::active::callback(prog);
+            }
+        }
+    }
+    report.prog_runtime_stats = bpf.programs.runtime_stats();
+    if !bpf.programs.readable {
+        report.prog_runtime_stats_unavailable =
+            Some(reasons::REASON_PROG_ACCESSOR_UNAVAILABLE.to_owned());
+    } else if report.prog_runtime_stats.is_empty() {
+        report.prog_runtime_stats_unavailable =
+            Some(reasons::REASON_NO_STRUCT_OPS_LOADED.to_owned());
+    }
+    if bpf.programs.counting == Some(false) && !report.prog_runtime_stats.is_empty() {
+        remarks.unavailable.push(Unavailable {
+            section: "prog_runtime_stats".to_owned(),
+            code: UnavailableCode::NotApplicable,
+            reason: NOT_COUNTING.to_owned(),
+        });
+    }
+    report.active_obj_name = bpf.active.object_name;
+    report.active_map_kvas = bpf.active.map_kvas;
+    report.probe_counters = bpf.probe.counters;
+    // Only where there is no live object: that is what the snapshot is for.
+    if report.scx_walker_unavailable.as_deref() == Some(reasons::REASON_SCX_ROOT_NULL)
+        && bpf.probe.state.is_some()
+    {
+        report.scx_sched_state = bpf.probe.state;
+        report.scx_walker_unavailable = None;
+    }
+    if own.event_counters.is_empty() {
+        report.event_counter_timeline.extend(bpf.probe.events);
+    }
+    own.active = bpf.active.info;
+    own.programs = bpf.programs.all.into_iter().map(|p| p.info).collect();
+    own.links = bpf.links;
+}
+
+const NOT_COUNTING: &str = "the kernel counts runs and their time only while BPF statistics are on (kernel.bpf_stats_enabled), and they are off: a count of 0 does not mean that a program never ran";
+
+/// Runs one part of the analysis with remarks of its own.
+fn timed<T>(what: &'static str, part: impl FnOnce(&mut Remarks) -> T) -> (T, Remarks) {
+    with_remarks(|r| r.timed(what, part))
+}
+
+fn with_remarks<T>(walk: impl FnOnce(&mut Remarks) -> T) -> (T, Remarks) {
+    let mut remarks = Remarks::default();
+    let value = walk(&mut remarks);
+    (value, remarks)
+}
+
+fn run_queues(
+    kernel: &Kernel,
+    tasks: &Tasks<'_>,
+    limits: &Limits,
+    remarks: &mut Remarks,
+) -> Vec<CpuRq> {
+    let online = kernel
+        .symbol("__cpu_online_mask")
+        .and_then(|at| kernel.cpu_mask(at));
+    let online = remarks.ok("cpus.online", online);
+    let limits = &limits.shared_by(kernel.cpus().count());
+    let cpus: Vec<u32> = kernel.cpus().collect();
+    let read: Vec<_> = cpus
+        .par_iter()
+        .map(|&cpu| with_remarks(|r| rq::read(kernel, cpu, online.as_deref(), tasks, limits, r)))
+        .collect();
+    let mut found = Vec::with_capacity(read.len());
+    for (rq, part) in read {
+        remarks.absorb(part);
+        found.extend(remarks.ok("rq_scx_states", rq));
+    }
+    found
+}
+
+/// What comes from the scheduler object.
+#[derive(Default)]
+struct SchedulerPart {
+    state: Option<ScxSchedState>,
+    info: Option<SchedulerInfo>,
+    all: Vec<SchedulerInfo>,
+    exit: Option<ExitInfo>,
+    counters: Vec<EventCounter>,
+}
+
+fn scheduler_part(
+    scheds: &Schedulers<'_>,
+    clock: Option<&Clock>,
+    remarks: &mut Remarks,
+) -> SchedulerPart {
+    let Some(subject) = scheds.subject() else {
+        return SchedulerPart::default();
+    };
+    let mut part = SchedulerPart::default();
+    for each in &scheds.all {
+        let (state, info) = sched::read(each, clock, remarks);
+        if each.object.address() == subject.object.address() {
+            part.state = remarks.ok("scx_sched_state", state);
+            part.info = Some(info.clone());
+        }
+        part.all.push(info);
+    }
+    let exit = exit_info::read(subject, remarks);
+    part.exit = remarks.ok("exit_info", exit).flatten();
+    part.counters = remarks
+        .ok("event_counters", events::read(subject))
+        .unwrap_or_default();
+    part
+}
+
+fn vcpu_regs(kernel: &Kernel, remarks: &mut Remarks) -> Vec<Option<VcpuRegSnapshot>> {
+    let mut without = |what: &str, lacks: fn(&Option<VcpuRegs>) -> bool| {
+        let vcpus = (0u32..).zip(&kernel.image.vcpus);
+        let vcpus: Vec<u32> = vcpus
+            .filter_map(|(i, regs)| lacks(regs).then_some(i))
+            .collect();
+        if !vcpus.is_empty() {
+            remarks.unavailable.push(Unavailable {
+                section: VCPU_REGS.to_owned(),
+                code: UnavailableCode::NotInImage,
+                reason: format!("the file has no {what} of vCPU {}", cpu_list(&vcpus)),
+            });
+        }
+    };
+    without("registers", Option::is_none);
+    without(
+        "control registers (CR3, which QEMU's dumps have in a note named QEMU)",
+        |regs| regs.is_some_and(|regs| regs.cr3.is_none()),
+    );
+    kernel
+        .image
+        .vcpus
+        .iter()
+        .map(|regs| {
+            let regs = (*regs)?;
+            Some(VcpuRegSnapshot {
+                instruction_pointer: regs.rip,
+                stack_pointer: regs.rsp,
+                // A source without control registers has no page-table root, and the format
+                // cannot leave the member out: no register record is better than a wrong one.
+                page_table_root: regs.cr3?,
+                user_page_table_root: None,
+                tcr_el1: None,
+            })
+        })
+        .collect()
+}
+
+fn input_info(kernel: &Kernel) -> InputInfo {
+    InputInfo {
+        kind: kernel.image.kind.name().to_owned(),
+        memory_bytes: Some(kernel.image.memory_bytes()),
+        vcpus: u32::try_from(kernel.image.vcpus.len()).ok(),
+        trigger: kernel.image.trigger.clone(),
+    }
+}
+
+fn provenance(kernel: &Kernel, clock: Option<&Clock>) -> Vec<Provenance> {
+    let found = kernel.provenance.iter().map(|p| (p.what, &*p.source));
+    found
+        .chain(clock.map(|c| ("hz", c.hz_source)))
+        .map(|(what, source)| Provenance {
+            what: what.to_owned(),
+            source: source.to_owned(),
+            detail: String::new(),
+        })
+        .collect()
+}
+
+fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) -> KernelInfo {
+    let cmdline = kernel
+        .symbol("saved_command_line")
+        .and_then(|at| kernel.read_ptr(at))
+        .and_then(|at| kernel.read_cstr(at, 4096));
+    let mask = |symbol: &str| {
+        kernel
+            .symbol(symbol)
+            .and_then(|at| kernel.cpu_mask(at))
+            .map(|cpus| cpu_list(&cpus))
+    };
+    KernelInfo {
+        release: Some(kernel.release().to_owned()),
+        build_id: kernel.vmcoreinfo.build_id().map(str::to_owned),
+        arch: Some("x86_64".to_owned()),
+        version_banner: remarks.ok("kernel.version_banner", kernel.banner()),
+        hz: clock.and_then(|c| u32::try_from(c.hz).ok()),
+        jiffies: remarks.ok("kernel.jiffies", clock::jiffies(kernel)),
+        uptime_ns: remarks.ok("kernel.uptime_ns", clock::uptime_ns(kernel)),
+        nr_cpus: u32::try_from(kernel.cpus().count()).ok(),
+        cpus_possible: Some(cpu_list(&kernel.cpus().collect::<Vec<_>>())),
+        cpus_online: remarks.ok("kernel.cpus_online", mask("__cpu_online_mask")),
+        paging_levels: Some(if kernel.page_table.five_levels { 5 } else { 4 }),
+        kaslr_offset: kernel.kaslr_offset().map(Hex),
+        phys_base: Some(kernel.phys_base()),
+        page_offset_base: Some(Hex(kernel.page_offset.0)),
+        cmdline: remarks.ok("kernel.cmdline", cmdline),
+        // Without sched_ext another remark says so.
+        sched_ext_state: has_sched_ext(kernel)
+            .then(|| remarks.ok("kernel.sched_ext_state", sched::enable_state(kernel)))
+            .flatten(),
+    }
+}
+
+/// Tasks on a runnable list that have waited for at least half of the watchdog's limit, the
+/// longest first. Without a limit nothing counts as starved.
+fn starved(own: &PostmortemReport, rqs: &[CpuRq], dsqs: &[Dsq]) -> Vec<StarvedTask> {
+    let Some(limit) = own
+        .scheduler
+        .as_ref()
+        .and_then(|s| s.watchdog_timeout_jiffies)
+    else {
+        return Vec::new();
+    };
+    let mut places = HashMap::new();
+    for dsq in dsqs {
+        for (&task, position) in dsq.tasks.iter().zip(0u32..) {
+            places.insert(task.0, (&dsq.info, position));
+        }
+    }
+    let mut starved = Vec::new();
+    for rq in rqs {
+        for task in &rq.info.runnable {
+            let Some(age) = task
+                .runnable_age_jiffies
+                .filter(|&age| age >= (limit / 2).max(1))
+            else {
+                continue;
+            };
+            let place = places.get(&task.kva.0);
+            starved.push(StarvedTask {
+                kva: task.kva,
+                pid: task.pid,
+                comm: task.comm.clone(),
+                cpu: rq.state.cpu,
+                runnable_age_jiffies: age,
+                runnable_age_ms: task.runnable_age_ms.unwrap_or_default(),
+                // The task's own pointer, when no list that could be read has it.
+                dsq_id: place.map(|(dsq, _)| dsq.id).or(task.dsq_id),
+                dsq_origin: place.map(|(dsq, _)| dsq.origin.clone()),
+                dsq_kva: place.map(|(dsq, _)| dsq.dsq_kva),
+                dsq_position: place.map(|&(_, position)| position),
+            });
+        }
+    }
+    starved.sort_by_key(|t| (std::cmp::Reverse(t.runnable_age_jiffies), t.pid, t.kva.0));
+    starved
+}
+
+/// Milliseconds as the kernel's own messages write them.
+fn seconds(ms: u64) -> String {
+    format!("{}.{:03}s", ms / 1000, ms % 1000)
+}
+
+/// Where a starved task is, as far as it could be read.
+fn whereabouts(own: &PostmortemReport, task: &StarvedTask) -> String {
+    match (&task.dsq_origin, task.dsq_id, task.dsq_position) {
+        (Some(origin), Some(id), Some(position)) => {
+            format!("queued on {origin} DSQ {id} at position {position}")
+        }
+        (_, Some(id), _) => format!("on DSQ {id}, which could not be read whole"),
+        _ => {
+            let info = own.tasks.iter().find(|t| t.kva == task.kva);
+            match info.and_then(|t| t.ops_state.as_deref()) {
+                Some("QUEUED") => "on no DSQ: the BPF scheduler holds it".to_owned(),
+                Some(state) => format!("on no DSQ, ops state {state}"),
+                None => "on no DSQ that could be read".to_owned(),
+            }
+        }
+    }
+}
+
+/// What is known of the kernel and of the search for a scheduler, for the headline.
+struct Known {
+    sched_ext: bool,
+    /// `scx_root` is set.
+    attached: bool,
+    /// Every place where a scheduler could be was read.
+    searched: bool,
+    /// The exit record was read, or there is none.
+    exit: bool,
+}
+
+/// The answer in a few sentences. Nothing is said that was not read.
+fn headline(own: &PostmortemReport, known: &Known) -> Vec<String> {
+    if !known.sched_ext {
+        return vec![NO_SCHED_EXT.to_owned()];
+    }
+    let Some(sched) = &own.scheduler else {
+        let sentence = if known.searched {
+            "no sched_ext scheduler is attached, and none has left a trace in the struct_ops maps"
+        } else {
+            "whether a sched_ext scheduler is or was attached could not be read, see `unavailable` and `anomalies`"
+        };
+        return vec![sentence.to_owned()];
+    };
+    let mut lines = Vec::new();
+    let name = sched.ops_name.as_deref().unwrap_or("(unreadable name)");
+    match &own.exit_info {
+        Some(exit) if exit.kind == 0 => lines.push(format!(
+            "scheduler {name}: its exit was claimed (exit kind {}), the exit record is not filled yet",
+            sched.exit_kind.unwrap_or(0)
+        )),
+        Some(exit) => {
+            let kind = exit.kind_name.clone().unwrap_or_else(|| format!("exit kind {}", exit.kind));
+            let reason = exit.reason.as_deref().unwrap_or("no reason recorded");
+            let verb = if known.attached { "is being ejected" } else { "was ejected" };
+            let msg = match exit.msg.as_deref() {
+                Some(msg) if !msg.is_empty() => format!(": {msg}"),
+                _ => String::new(),
+            };
+            lines.push(format!("scheduler {name} {verb}: {kind}, {reason}{msg}"));
+            if !known.attached && exit.dump.is_some() {
+                lines.push(
+                    "its queues are gone; the kernel's own dump, taken before, shows who waited where"
+                        .to_owned(),
+                );
+            }
+        }
+        None if !known.exit => lines.push(format!(
+            "scheduler {name}: its exit record could not be read, see `unavailable`"
+        )),
+        None if known.attached => lines.push(format!(
+            "scheduler {name} is attached ({}), no exit recorded",
+            sched.enable_state.as_deref().unwrap_or("state unreadable")
+        )),
+        None => lines.push(format!("scheduler {name} is loaded but not attached, no exit recorded")),
+    }
+    let limit = sched.watchdog_timeout_ms.map_or_else(String::new, |ms| {
+        format!(" (the watchdog's limit is {})", seconds(ms))
+    });
+    if let Some(worst) = own.starved.first() {
+        lines.push(format!(
+            "{}[{}] has been runnable on CPU {} for {} without running{limit}, {}",
+            worst.comm,
+            worst.pid,
+            worst.cpu,
+            seconds(worst.runnable_age_ms),
+            whereabouts(own, worst)
+        ));
+        if own.starved.len() > 1 {
+            lines.push(format!(
+                "{} tasks in all have waited for half of that limit or longer",
+                own.starved.len()
+            ));
+        }
+    }
+    lines
+}

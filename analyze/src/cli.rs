@@ -1,0 +1,415 @@
+//! Command line, exit codes and output files of `analyze`.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use scx_postmortem_analyze::analysis::{self, Options};
+use scx_postmortem_analyze::error::OpenError;
+use scx_postmortem_analyze::kernel::{Kernel, Overrides};
+use scx_postmortem_analyze::source::{self, Image};
+use scx_postmortem_analyze::walk::Limits;
+use scx_postmortem_format::capture::{AtomicFile, Existing};
+use scx_postmortem_format::report::{
+    Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, text_report,
+};
+
+/// The exit codes, a part of the interface: scripts branch on them.
+mod exit {
+    /// Everything that was asked for.
+    pub(super) const OK: u8 = 0;
+    /// Output could not be written.
+    pub(super) const OUTPUT: u8 = 1;
+    // 2 is clap's: wrong arguments.
+    /// Done, be it a report, `info` or an export, but parts of the image are missing or damaged.
+    pub(super) const DEGRADED: u8 = 3;
+    /// The file is missing, is no core, is damaged beyond use or from a newer version.
+    pub(super) const UNUSABLE_FILE: u8 = 4;
+    /// The file is a core, but holds no kernel that can be read.
+    pub(super) const NO_KERNEL: u8 = 5;
+    /// A report was written, but this kernel has no sched_ext.
+    pub(super) const NO_SCHED_EXT: u8 = 6;
+    /// `verify` found damage.
+    pub(super) const DAMAGED: u8 = 7;
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  analyze stall.core.zst                      the report, as text
+  analyze stall.core.zst --format json -o r.json
+  analyze vmcore.elf --btf vmlinux.btf        types from a file, when the image has none
+  analyze info stall.core.zst                 what is in this file, in milliseconds
+  analyze verify stall.core.zst               check every frame
+  analyze export stall.core.zst -o core.elf   for drgn, crash, gdb
+";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the output could not be written
+  2  wrong arguments
+  3  done, but parts of the image are missing, unreadable or damaged
+  4  unusable file: missing, empty, not a core, damaged, or from a newer version
+  5  no usable kernel in the image
+  6  report written, but this kernel has no sched_ext
+  7  verify found damage
+";
+
+/// Reads a core of a Linux guest and reports on its sched_ext scheduler.
+#[derive(Parser)]
+#[command(name = "analyze", version, before_help = EXAMPLES, after_help = EXIT_CODES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What a file holds, without decompressing its memory.
+    Info {
+        /// A capture or an ELF core.
+        file: PathBuf,
+    },
+    /// Checks every frame of a capture against its checksum.
+    Verify {
+        /// A capture.
+        file: PathBuf,
+    },
+    /// Writes the ELF core that a capture holds.
+    Export {
+        /// A capture.
+        file: PathBuf,
+        /// The ELF file to write.
+        #[arg(short, long)]
+        output: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct ReportArgs {
+    /// A capture (*.core.zst) or an ELF core with physical addresses.
+    #[arg(required = true)]
+    file: Option<PathBuf>,
+    /// Form of the report.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Where to write it; appears only when complete. Default, and `-`: standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Raise every limit on list lengths to N.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Print to standard error how long each part took. Parts run at the same time.
+    #[arg(long)]
+    timings: bool,
+    /// Show integers as integers, also those that the scheduler keeps pointers in.
+    #[arg(long)]
+    no_casts: bool,
+    /// Take VMCOREINFO from this text file.
+    #[arg(long, value_name = "FILE")]
+    vmcoreinfo: Option<PathBuf>,
+    /// Take the kernel's types from this raw BTF blob.
+    #[arg(long, value_name = "FILE")]
+    btf: Option<PathBuf>,
+    /// Where the image has no symbols or types: take them from this ELF vmlinux.
+    #[arg(long, value_name = "FILE")]
+    vmlinux: Option<PathBuf>,
+    /// Take the symbols from this System.map.
+    #[arg(long, value_name = "FILE")]
+    system_map: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// For reading.
+    Text,
+    /// The report's JSON, one line.
+    Json,
+    /// The same, indented.
+    JsonPretty,
+}
+
+/// A failure on its way out: code and sentence.
+struct Failure(u8, String);
+
+impl Failure {
+    fn output(path: &Path, cause: impl std::fmt::Display) -> Self {
+        Self(exit::OUTPUT, format!("{}: {cause}", path.display()))
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self(exit::UNUSABLE_FILE, error.to_string())
+    }
+}
+
+/// Runs the command line.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match error.kind() {
+        // A word too many, or a misspelt command: clap would call the second word a command.
+        ErrorKind::ArgumentConflict => Cli::command()
+            .error(
+                ErrorKind::InvalidSubcommand,
+                "a report takes one FILE; a command comes first and is one of info, verify, export",
+            )
+            .exit(),
+        _ => error.exit(),
+    });
+    let done = match &cli.command {
+        Some(Command::Info { file }) => info(file),
+        Some(Command::Verify { file }) => verify(file),
+        Some(Command::Export { file, output }) => export(file, output),
+        None => report(&cli.report),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure(code, sentence)) => {
+            // Nothing is left to tell anyone when stderr is gone too.
+            let _ = writeln!(std::io::stderr(), "analyze: {}", Escaped(&sentence));
+            ExitCode::from(code)
+        }
+    }
+}
+
+impl ReportArgs {
+    /// Refuses what would fail or destroy something, before any work.
+    fn check_files(&self, file: &Path) -> Result<(), Failure> {
+        let files = [
+            ("--vmcoreinfo", &self.vmcoreinfo),
+            ("--btf", &self.btf),
+            ("--vmlinux", &self.vmlinux),
+            ("--system-map", &self.system_map),
+        ];
+        for (flag, path) in files {
+            if let Some(path) = path
+                && let Err(e) = source::open_regular(path)
+            {
+                return Err(Failure(2, format!("{flag} {}: {e}", path.display())));
+            }
+        }
+        match self.output.as_deref() {
+            Some(output) if output != Path::new("-") => source::may_write(output, &[file], false)
+                .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn report(args: &ReportArgs) -> Result<u8, Failure> {
+    let Some(file) = &args.file else {
+        return Err(Failure(2, "no file given; see --help".into()));
+    };
+    args.check_files(file)?;
+    let start = Instant::now();
+    let image = Image::open(file)?;
+    let warnings = image.warnings.clone();
+    let overrides = Overrides {
+        vmcoreinfo: args.vmcoreinfo.clone(),
+        btf: args.btf.clone(),
+        vmlinux: args.vmlinux.clone(),
+        system_map: args.system_map.clone(),
+    };
+    let kernel = Kernel::find(image, &overrides).map_err(|why| {
+        // What is wrong with the file comes first: it explains the rest.
+        let why = match warnings.as_slice() {
+            [] => why,
+            some => format!(
+                "{}; copy the file again; for what is left: {why}",
+                some.join("; ")
+            ),
+        };
+        Failure(
+            exit::NO_KERNEL,
+            OpenError::NoKernel {
+                path: file.display().to_string(),
+                why,
+            }
+            .to_string(),
+        )
+    })?;
+    let limits = Limits::default();
+    let options = Options {
+        limits: args.limit.map_or(limits, |n| limits.raised_to(n)),
+        no_casts: args.no_casts,
+    };
+    let found = start.elapsed();
+    let (report, times) = analysis::analyze_timed(&kernel, &options);
+    let analyzed = start.elapsed();
+    let code = exit_code(&kernel, &report);
+    let any = FailureDumpReportAny::from(report);
+    let text = match args.format {
+        Format::Text => Ok(text_report(&any)),
+        Format::Json => any.to_json(),
+        Format::JsonPretty => any.to_json_pretty(),
+    };
+    let text = text.map_err(|e| Failure(exit::OUTPUT, format!("cannot write the report: {e}")))?;
+    if args.timings {
+        let rendered = start.elapsed();
+        eprintln!("{:>8.1} ms  the file and its kernel", millis(found));
+        for (what, time) in times {
+            eprintln!("{:>8.1} ms    {what}", millis(time));
+        }
+        eprintln!("{:>8.1} ms  all walkers", millis(analyzed - found));
+        eprintln!("{:>8.1} ms  the report's form", millis(rendered - analyzed));
+    }
+    emit(args.output.as_deref(), &text)?;
+    Ok(code)
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// What the reader should know about the report's completeness.
+fn exit_code(kernel: &Kernel, report: &FailureDumpReport) -> u8 {
+    let own = report.postmortem.as_deref();
+    let damaged = own.is_some_and(|own| {
+        !own.warnings.is_empty()
+            || !own.anomalies.is_empty()
+            || own.unavailable.iter().any(|u| {
+                u.section != analysis::VCPU_REGS
+                    && !matches!(
+                        u.code,
+                        UnavailableCode::NotApplicable | UnavailableCode::NotRead
+                    )
+            })
+    });
+    if damaged {
+        exit::DEGRADED
+    } else if !analysis::has_sched_ext(kernel) {
+        exit::NO_SCHED_EXT
+    } else {
+        exit::OK
+    }
+}
+
+/// Writes to a file, which appears only when complete, or to standard output.
+fn emit(output: Option<&Path>, text: &str) -> Result<(), Failure> {
+    let newline = if text.ends_with('\n') { "" } else { "\n" };
+    let Some(path) = output.filter(|path| *path != Path::new("-")) else {
+        return print(&[text, newline]);
+    };
+    let write = || -> Result<(), Box<dyn std::error::Error>> {
+        let mut file = AtomicFile::create(path, Existing::Replace)?;
+        file.file().write_all(text.as_bytes())?;
+        file.file().write_all(newline.as_bytes())?;
+        file.commit()?;
+        Ok(())
+    };
+    write().map_err(|e| Failure::output(path, e))
+}
+
+/// Writes to standard output. A reader that closed the pipe has seen enough.
+fn print(parts: &[&str]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let done = parts
+        .iter()
+        .try_for_each(|part| out.write_all(part.as_bytes()));
+    match done.and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure(exit::OUTPUT, format!("standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn info(file: &Path) -> Result<u8, Failure> {
+    let facts = source::describe(file)?;
+    let width = facts
+        .lines
+        .iter()
+        .map(|(key, _)| key.len())
+        .max()
+        .unwrap_or(0);
+    let mut text = String::new();
+    for (key, value) in &facts.lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{key:<width$}  {}", Escaped(value));
+    }
+    print(&[&text])?;
+    Ok(if facts.damaged {
+        exit::DEGRADED
+    } else {
+        exit::OK
+    })
+}
+
+fn verify(file: &Path) -> Result<u8, Failure> {
+    let progress = Progress::new("verifying");
+    let outcome = source::verify(file, &|done, total| progress.show(done, total));
+    progress.clear();
+    let outcome = outcome?;
+    let mut text = String::new();
+    for problem in &outcome.problems {
+        let _ = writeln!(text, "{}: {}", file.display(), Escaped(problem));
+    }
+    let _ = writeln!(text, "{}", outcome.summary);
+    print(&[&text])?;
+    Ok(if outcome.problems.is_empty() {
+        exit::OK
+    } else {
+        exit::DAMAGED
+    })
+}
+
+fn export(file: &Path, output: &Path) -> Result<u8, Failure> {
+    source::may_write(output, &[file], false).map_err(|s| Failure(exit::OUTPUT, s))?;
+    let progress = Progress::new("exporting");
+    let done = source::export(file, output, &|done, total| progress.show(done, total));
+    progress.clear();
+    match done {
+        Ok(None) => Ok(exit::OK),
+        Ok(Some(warning)) => Err(Failure(
+            exit::DEGRADED,
+            format!("{}: exported what is there: {warning}", output.display()),
+        )),
+        Err(source::ExportError::Input(error)) => Err(error.into()),
+        Err(source::ExportError::Output(cause)) => Err(Failure::output(output, cause)),
+    }
+}
+
+/// A line on the terminal while something takes long; nothing in a pipe.
+struct Progress {
+    what: &'static str,
+    terminal: bool,
+    shown: std::sync::Mutex<Option<u64>>,
+}
+
+impl Progress {
+    fn new(what: &'static str) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self {
+            what,
+            terminal,
+            shown: std::sync::Mutex::new(None),
+        }
+    }
+
+    fn show(&self, done: u64, total: u64) {
+        if !self.terminal {
+            return;
+        }
+        let percent = u128::from(done) * 100 / u128::from(total.max(1));
+        let percent = u64::try_from(percent).unwrap_or(100);
+        if let Ok(mut shown) = self.shown.lock()
+            && *shown != Some(percent)
+        {
+            *shown = Some(percent);
+            let _ = write!(std::io::stderr(), "\r{} {percent:3} %", self.what);
+        }
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! From a memory image to a report.
+//!
+//! Layers, each knowing only the ones above it in this list:
+//!
+//! - [`source`]: guest physical memory and vCPU registers, out of a capture or an ELF core;
+//! - [`kernel`]: symbols, types, address translation, per-CPU areas and the kernel's containers;
+//! - [`object`]: a typed view of one piece of guest memory, so that a walker reads like C;
+//! - [`recover`]: what the programs' instructions tell about integers that hold pointers;
+//! - [`render`]: bytes and a BTF type to a value that a report can show;
+//! - [`walk`]: one file per walker, each producing its part of the report;
+//! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
+#![deny(unsafe_code)]
+
+pub mod addr;
+pub mod analysis;
+pub mod error;
+pub mod kernel;
+pub mod object;
+pub mod recover;
+pub mod render;
+pub mod source;
+pub mod walk;
+
+pub use error::{Error, Result};
+use scx_postmortem_format::bytes;

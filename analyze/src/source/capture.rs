@@ -1,0 +1,192 @@
+//! Our captures, as an image and for the commands that look at the file itself.
+
+use scx_postmortem_format::capture::{
+    Capture, MemoryKind, MemoryRegion, NoteEntry, OpenError as FormatError, ReadError, note_types,
+};
+
+use super::elf::{Note, NoteFacts};
+use super::{FileBytes, Image, ImageKind, PhysicalMemory, Region};
+use crate::addr::Gpa;
+use crate::bytes::to_u64;
+use crate::error::{Error, OpenError};
+
+/// A note of one vCPU, or VMCOREINFO, longer than this is not looked at.
+const NOTE_LIMIT: u64 = 1 << 14;
+/// Sentences of one kind that are taken out of a manifest.
+const MAX_SENTENCES: usize = 100;
+/// Notes that are looked at: two for each of 8192 vCPUs, and room for others.
+const MAX_NOTES: usize = 20_000;
+
+/// An open capture with its memory ranges.
+pub(super) struct CaptureMemory {
+    capture: Capture<FileBytes>,
+    regions: Vec<Region>,
+}
+
+impl PhysicalMemory for CaptureMemory {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
+        self.capture.read_physical(gpa.0, buf).map_err(|e| match e {
+            ReadError::Hole { gpa } => Error::Hole(Gpa(gpa)),
+            ReadError::NotCaptured { gpa, .. } => Error::NotCaptured(Gpa(gpa)),
+            other => Error::Damaged(other.to_string()),
+        })
+    }
+
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+}
+
+/// Opens the container, without looking at what is in it.
+pub(super) fn container(bytes: FileBytes, path: &str) -> Result<Capture<FileBytes>, OpenError> {
+    Capture::open(bytes).map_err(|e| match e {
+        FormatError::NotACapture { found } => OpenError::NotACore {
+            path: path.to_owned(),
+            found: format!("the file begins with {found}"),
+        },
+        other => OpenError::Capture {
+            path: path.to_owned(),
+            cause: other.to_string(),
+        },
+    })
+}
+
+pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
+    let capture = container(bytes, path)?;
+    let mut warnings = Vec::new();
+    if let Some(recovered) = capture.recovered() {
+        let how = match recovered.missing_bytes {
+            0 => "has lost its end",
+            _ => "is incomplete",
+        };
+        warnings.push(format!("the capture {how}: {recovered}"));
+    }
+    if let Some(fault) = capture.notes_fault() {
+        warnings.push(format!("the notes are incomplete: {fault}"));
+    }
+    let mut trigger = None;
+    match capture.manifest() {
+        Ok(manifest) => {
+            let degraded = manifest.degraded.iter().take(MAX_SENTENCES);
+            warnings.extend(degraded.map(|why| format!("degraded: {why}")));
+            warnings.extend(not_captured(&manifest.memory));
+            trigger = manifest.trigger.as_ref().map(|t| t.kind.clone());
+        }
+        Err(fault) => warnings.push(format!("the manifest cannot be read: {fault}")),
+    }
+    let mut facts = NoteFacts::default();
+    for entry in capture
+        .notes()
+        .iter()
+        .filter(|n| n.name != "SCXPM")
+        .take(MAX_NOTES)
+    {
+        match capture.read_note(entry, NOTE_LIMIT) {
+            Ok(desc) => facts.add(&Note {
+                name: entry.name.as_bytes(),
+                kind: entry.kind,
+                desc: &desc,
+            }),
+            Err(fault) => warnings.push(format!("a {} note cannot be read: {fault}", entry.name)),
+        }
+    }
+    let btf = capture.btf().unwrap_or_else(|fault| {
+        warnings.push(format!("the BTF note cannot be read: {fault}"));
+        None
+    });
+    let early = capture.preamble().dual
+        && capture
+            .early()
+            .map_err(|fault| warnings.push(format!("the early image cannot be read: {fault}")))
+            .is_ok();
+    let mut regions: Vec<Region> = capture
+        .segments()
+        .iter()
+        .map(|s| Region {
+            start: Gpa(s.gpa),
+            len: capture.held_bytes(s),
+        })
+        .filter(|r| r.len > 0)
+        .collect();
+    regions.sort_by_key(|r| r.start);
+    Ok(Image {
+        kind: ImageKind::Capture,
+        memory: Box::new(CaptureMemory { capture, regions }),
+        vcpus: facts.vcpus,
+        register_notes: facts.register_notes,
+        vmcoreinfo: facts.vmcoreinfo,
+        missing: Vec::new(),
+        btf,
+        early,
+        trigger,
+        warnings,
+    })
+}
+
+/// A sentence for each reason for which memory was not captured: a core without its free pages
+/// can have a hundred thousand ranges that it lacks.
+fn not_captured(memory: &[MemoryRegion]) -> impl Iterator<Item = String> {
+    let mut reasons: Vec<(&str, &MemoryRegion, u64, u64)> = Vec::new();
+    for region in memory {
+        if region.kind != MemoryKind::NotCaptured {
+            continue;
+        }
+        let reason = region.reason.as_deref().unwrap_or("no reason recorded");
+        let room = reasons.len() < MAX_SENTENCES;
+        match reasons.iter_mut().find(|(known, ..)| *known == reason) {
+            Some((_, _, ranges, bytes)) => {
+                *ranges += 1;
+                *bytes = bytes.saturating_add(region.bytes);
+            }
+            None if room => reasons.push((reason, region, 1, region.bytes)),
+            None => {}
+        }
+    }
+    reasons.into_iter().map(|(reason, first, ranges, bytes)| {
+        let ranges = match ranges {
+            1 => String::new(),
+            n => format!(" and in {} more ranges", n - 1),
+        };
+        format!(
+            "{bytes} bytes at PA {:#x}{ranges} were not captured: {reason}",
+            first.gpa
+        )
+    })
+}
+
+/// What a note is, for people.
+pub(super) fn describe_note(note: &NoteEntry) -> String {
+    let what = match (note.name.as_str(), note.kind) {
+        ("CORE", note_types::NT_PRSTATUS) => "registers of a vCPU",
+        ("QEMU", note_types::QEMU_CPU_STATE) => "control registers of a vCPU",
+        ("VMCOREINFO", note_types::VMCOREINFO) => "the kernel's own description",
+        ("SCXPM", note_types::MANIFEST) => "manifest",
+        ("SCXPM", note_types::VCPU_STATE) => "full state of a vCPU",
+        ("SCXPM", note_types::BTF) => "vmlinux BTF",
+        ("SCXPM", note_types::TIMELINE) => "monitor timeline",
+        ("SCXPM", note_types::PERF_COUNTERS) => "perf counters",
+        ("SCXPM", note_types::CONSOLE) => "end of the console",
+        _ => "unknown to this version",
+    };
+    format!(
+        "{} {:#x}: {what}, {} bytes",
+        note.name, note.kind, note.bytes
+    )
+}
+
+/// Bytes of guest memory that a capture holds.
+pub(super) fn held(capture: &Capture<FileBytes>) -> u64 {
+    capture
+        .segments()
+        .iter()
+        .map(|s| capture.held_bytes(s))
+        .sum()
+}
+
+/// Counts vCPUs by their registers.
+pub(super) fn vcpus(notes: &[NoteEntry]) -> u64 {
+    let registers = notes
+        .iter()
+        .filter(|n| n.name == "CORE" && n.kind == note_types::NT_PRSTATUS);
+    to_u64(registers.count())
+}

@@ -1,0 +1,297 @@
+//! The file itself: what it holds, whether it is sound, and the ELF core inside it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use scx_postmortem_format::capture::{AtomicFile, Existing, ExportError as FormatExportError};
+
+use super::capture::{container, describe_note, held, vcpus};
+use super::{FileBytes, Image};
+use crate::bytes::to_u64;
+use crate::error::OpenError;
+
+/// Told of bytes done and bytes in all.
+pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// What `analyze info` prints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Key and value, in order.
+    pub lines: Vec<(String, String)>,
+    /// Whether something is wrong with the file.
+    pub damaged: bool,
+}
+
+/// What `analyze verify` prints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// What is wrong, each a sentence; empty for a sound file.
+    pub problems: Vec<String>,
+    /// What was checked.
+    pub summary: String,
+}
+
+/// Why an export failed.
+#[derive(Debug)]
+pub enum ExportError {
+    /// The capture cannot be read.
+    Input(OpenError),
+    /// The core cannot be written.
+    Output(String),
+}
+
+/// Whether `output` may be written while `inputs` are read: it must be none of them, no symbolic
+/// link and no device, and not a core that would be lost.
+///
+/// # Errors
+/// A sentence that names the file.
+pub fn may_write(output: &Path, inputs: &[&Path], replace_cores: bool) -> Result<(), String> {
+    use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
+    let name = output.display();
+    if output == Path::new("-") {
+        return Err("standard output cannot take this, name a file".into());
+    }
+    let Ok(link) = std::fs::symlink_metadata(output) else {
+        return Ok(());
+    };
+    if link.file_type().is_symlink() {
+        return Err(format!("{name}: is a symbolic link; name the file itself"));
+    }
+    if !link.is_file() {
+        return Err(format!("{name}: is not a regular file; name another"));
+    }
+    for input in inputs {
+        let same =
+            std::fs::metadata(input).is_ok_and(|i| i.dev() == link.dev() && i.ino() == link.ino());
+        if same {
+            return Err(format!(
+                "{name}: is the input; writing would destroy it, name another file"
+            ));
+        }
+    }
+    let mut head = Vec::new();
+    let opened = std::fs::File::open(output);
+    // A file that cannot be read cannot be told to be a core; writing fails in its own words.
+    let _ = opened.and_then(|f| f.take(16).read_to_end(&mut head));
+    let core = head.starts_with(b"\x7fELF") || head.get(8..16) == Some(b"SCXPMCAP");
+    if core && !replace_cores {
+        return Err(format!(
+            "{name}: is a core or a capture already and is not overwritten; remove it first"
+        ));
+    }
+    Ok(())
+}
+
+/// What a file holds. Decompresses nothing but the notes of a capture.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn describe(path: &Path) -> Result<Facts, OpenError> {
+    let bytes = FileBytes::open(path)?;
+    let name = path.display().to_string();
+    let mut lines = Vec::new();
+    let mut add = |key: &str, value: String| lines.push((key.to_owned(), value));
+    let file_bytes = to_u64(bytes.len());
+    if bytes.is_empty() || bytes.starts_with(b"\x7fELF") {
+        drop(bytes);
+        let image = Image::open(path)?;
+        add("kind", "ELF core, x86-64".into());
+        add("file", size(file_bytes));
+        add("memory", size(image.memory_bytes()));
+        for region in image.memory.regions() {
+            add("", format!("{:#x}..{:#x}", region.start.0, region.end().0));
+        }
+        add("vCPUs", image.vcpus.len().to_string());
+        let note = if image.vmcoreinfo.is_some() {
+            "note"
+        } else {
+            "no note; searched for in memory"
+        };
+        add("VMCOREINFO", note.into());
+        for warning in &image.warnings {
+            add("damage", warning.clone());
+        }
+        return Ok(Facts {
+            lines,
+            damaged: !image.warnings.is_empty(),
+        });
+    }
+    let capture = container(bytes, &name)?;
+    let head = capture.preamble();
+    let mut damaged = false;
+    add(
+        "kind",
+        format!("capture, container version {}.{}", head.major, head.minor),
+    );
+    add("file", size(file_bytes));
+    add(
+        "kernel",
+        if head.kernel_release.is_empty() {
+            "not known".into()
+        } else {
+            head.kernel_release.clone()
+        },
+    );
+    add("memory", size(held(&capture)));
+    for s in capture.segments() {
+        add(
+            "",
+            format!("{:#x}..{:#x}", s.gpa, s.gpa.saturating_add(s.bytes)),
+        );
+    }
+    add("vCPUs", vcpus(capture.notes()).to_string());
+    match capture.manifest() {
+        Ok(manifest) => {
+            add(
+                "written by",
+                format!("{} {}", manifest.tool.name, manifest.tool.version),
+            );
+            add("made from", manifest.source.kind.clone());
+            if let Some(trigger) = &manifest.trigger {
+                add("trigger", trigger.kind.clone());
+            }
+            for why in &manifest.degraded {
+                damaged = true;
+                add("degraded", why.clone());
+            }
+            for item in &manifest.missing {
+                add("missing", format!("{}: {}", item.what, item.reason));
+            }
+        }
+        Err(fault) => {
+            damaged = true;
+            add("manifest", fault.to_string());
+        }
+    }
+    add(
+        "dual",
+        if head.dual {
+            "yes: an early image is in the file"
+        } else {
+            "no"
+        }
+        .into(),
+    );
+    for note in capture.notes() {
+        add("note", describe_note(note));
+    }
+    if let Some(fault) = capture.notes_fault() {
+        damaged = true;
+        add("damage", format!("the notes are incomplete: {fault}"));
+    }
+    if let Some(recovered) = capture.recovered() {
+        damaged = true;
+        add("damage", recovered.to_string());
+    }
+    Ok(Facts { lines, damaged })
+}
+
+/// Bytes, and MiB where that is shorter to read.
+fn size(bytes: u64) -> String {
+    format!(
+        "{bytes} bytes ({}.{} MiB)",
+        bytes >> 20,
+        ((bytes & 0xf_ffff) * 10) >> 20
+    )
+}
+
+/// Checks every frame of a capture.
+///
+/// # Errors
+/// [`OpenError`]; a plain ELF core has nothing to check against and is refused.
+pub fn verify(path: &Path, progress: OnProgress<'_>) -> Result<Verified, OpenError> {
+    let bytes = FileBytes::open(path)?;
+    let name = path.display().to_string();
+    if bytes.starts_with(b"\x7fELF") {
+        return Err(OpenError::NoUse {
+            path: name,
+            why: "this is a plain ELF core, which has no checksums to verify",
+        });
+    }
+    if bytes.is_empty() {
+        return Err(OpenError::NotACore {
+            path: name,
+            found: "the file is empty".into(),
+        });
+    }
+    let capture = container(bytes, &name)?;
+    let checked = capture.verify(Some(&|p| {
+        progress(p.done_bytes, p.total_bytes);
+        ControlFlow::Continue(())
+    }));
+    let mut problems = checked.problems.clone();
+    for bad in &checked.bad {
+        let memory = bad.memory.map_or_else(String::new, |(gpa, len)| {
+            format!(
+                ", guest memory {gpa:#x}..{:#x} cannot be read",
+                gpa.saturating_add(len)
+            )
+        });
+        problems.push(format!(
+            "frame {} at byte {}: {}{memory}",
+            bad.frame, bad.offset, bad.why
+        ));
+    }
+    let listed = to_u64(checked.bad.len());
+    if checked.bad_frames > listed {
+        problems.push(format!(
+            "and {} more damaged frames",
+            checked.bad_frames - listed
+        ));
+    }
+    let verdict = if problems.is_empty() {
+        "sound"
+    } else {
+        "damaged"
+    };
+    let summary = format!(
+        "{name}: {verdict}, {} frames, {} bytes checked",
+        checked.frames, checked.bytes
+    );
+    Ok(Verified { problems, summary })
+}
+
+/// Writes the ELF core of a capture; `output` appears only when complete. Pages of zeros become
+/// holes in the file. Returns a warning when the capture does not hold all of it.
+///
+/// # Errors
+/// [`ExportError`].
+pub fn export(
+    path: &Path,
+    output: &Path,
+    progress: OnProgress<'_>,
+) -> Result<Option<String>, ExportError> {
+    let name = path.display().to_string();
+    let bytes = FileBytes::open(path).map_err(ExportError::Input)?;
+    if bytes.starts_with(b"\x7fELF") {
+        return Err(ExportError::Input(OpenError::NoUse {
+            path: name,
+            why: "this is an ELF file already",
+        }));
+    }
+    if bytes.is_empty() {
+        return Err(ExportError::Input(OpenError::NotACore {
+            path: name,
+            found: "the file is empty".into(),
+        }));
+    }
+    let capture = container(bytes, &name).map_err(ExportError::Input)?;
+    let failed = |e: std::io::Error| ExportError::Output(e.to_string());
+    let mut file = AtomicFile::create(output, Existing::Replace).map_err(failed)?;
+    let report = |p: scx_postmortem_format::capture::Progress| {
+        progress(p.done_bytes, p.total_bytes);
+        ControlFlow::Continue(())
+    };
+    capture
+        .export_sparse(file.file(), Some(&report))
+        .map_err(|e| match e {
+            FormatExportError::Read(cause) => ExportError::Input(OpenError::Capture {
+                path: name,
+                cause: cause.to_string(),
+            }),
+            other => ExportError::Output(other.to_string()),
+        })?;
+    file.commit().map_err(failed)?;
+    Ok(capture.recovered().map(ToString::to_string))
+}

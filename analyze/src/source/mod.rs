@@ -1,0 +1,156 @@
+//! Where guest physical memory comes from: a capture, an ELF core, later a live mapping.
+//!
+//! Everything above this layer sees [`PhysicalMemory`] and [`Image`] only.
+
+mod capture;
+mod elf;
+mod files;
+mod inspect;
+#[allow(unsafe_code)]
+mod map;
+mod regs;
+
+use std::path::Path;
+
+pub use self::elf::ElfCore;
+pub use self::files::{
+    btf_of_vmlinux, open_regular, read_whole, symbols_of_system_map, symbols_of_vmlinux,
+};
+pub use self::inspect::{
+    ExportError, Facts, OnProgress, Verified, describe, export, may_write, verify,
+};
+pub use self::map::FileBytes;
+pub use self::regs::VcpuRegs;
+use crate::addr::Gpa;
+use crate::error::{Error, OpenError};
+
+/// A range of guest physical memory that the image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// First byte.
+    pub start: Gpa,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl Region {
+    /// The first address after the range; saturates at the top of the address space.
+    #[must_use]
+    pub const fn end(&self) -> Gpa {
+        Gpa(self.start.0.saturating_add(self.len))
+    }
+}
+
+/// Guest physical memory.
+///
+/// A read either fills the whole buffer or fails: there are no short reads and no made-up
+/// zeros. Implementations are shared by all walkers at once.
+pub trait PhysicalMemory: Send + Sync {
+    /// Fills `buf` with the bytes at `gpa`.
+    ///
+    /// # Errors
+    /// [`Error::NotCaptured`] or [`Error::Hole`] when some byte is not there,
+    /// [`Error::Damaged`] when the image's own integrity check fails.
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error>;
+
+    /// The bytes at `gpa` without a copy, where they lie in one piece in this process.
+    fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        let _ = (gpa, len);
+        None
+    }
+
+    /// The ranges that the image holds, ascending and disjoint.
+    fn regions(&self) -> &[Region];
+}
+
+/// What kind of file an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Our own `.core.zst`.
+    Capture,
+    /// A plain ELF core.
+    ElfCore,
+}
+
+impl ImageKind {
+    /// The stable name used in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::ElfCore => "elf-core",
+        }
+    }
+}
+
+/// A note as the file has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawNote {
+    /// Its name, without the NUL.
+    pub name: String,
+    /// Its type.
+    pub kind: u32,
+    /// Its description.
+    pub desc: Vec<u8>,
+}
+
+/// An opened file: memory, registers and what its notes say about the kernel.
+pub struct Image {
+    /// What the file is.
+    pub kind: ImageKind,
+    /// Guest physical memory.
+    pub memory: Box<dyn PhysicalMemory>,
+    /// Per vCPU, in vCPU order; `None` where the file has no registers for it.
+    pub vcpus: Vec<Option<VcpuRegs>>,
+    /// Memory that the guest has and the file does not hold.
+    pub missing: Vec<Region>,
+    /// The register notes as they are, for whoever writes the image in another form.
+    pub register_notes: Vec<RawNote>,
+    /// The text of the VMCOREINFO note, when the file has one.
+    pub vmcoreinfo: Option<Vec<u8>>,
+    /// vmlinux BTF, when the file carries it apart from memory.
+    pub btf: Option<Vec<u8>>,
+    /// Whether the file also holds an image of the same guest from some time before.
+    pub early: bool,
+    /// What made the capture fire, where the file tells.
+    pub trigger: Option<String>,
+    /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.
+    pub warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image")
+            .field("kind", &self.kind)
+            .field("regions", &self.memory.regions())
+            .field("vcpus", &self.vcpus.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// Opens a capture or an ELF core, deciding by content, never by name.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the file cannot be read or is neither.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let bytes = FileBytes::open(path)?;
+        let name = path.display().to_string();
+        if bytes.is_empty() {
+            return Err(OpenError::NotACore {
+                path: name,
+                found: "the file is empty".into(),
+            });
+        }
+        if bytes.starts_with(b"\x7fELF") {
+            return elf::open(bytes, &name);
+        }
+        capture::open(bytes, &name)
+    }
+
+    /// Bytes of guest memory that the image holds.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.regions().iter().map(|r| r.len).sum()
+    }
+}

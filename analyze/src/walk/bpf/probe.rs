@@ -1,0 +1,304 @@
+//! What the live tool's own probe program left in its `.bss`: counters, and the state of a
+//! scheduler at its exit, which outlives the scheduler.
+//!
+//! Variables are found by name through the data section in the probe's BTF.
+
+use scx_postmortem_format::report::limits::MAX_VALUE_SIZE;
+use scx_postmortem_format::report::reasons::SCHED_SOURCE_BSS_SNAPSHOT;
+use scx_postmortem_format::report::{EventCounterSample, ProbeBssCounters, ScxSchedState};
+
+use super::MapHead;
+use super::btfs::Btfs;
+use crate::bytes::{array, le_u64, to_usize};
+use crate::error::{Error, Result};
+use crate::kernel::{Btf, Kernel};
+use crate::walk::Remarks;
+
+/// `BPF_MAP_TYPE_ARRAY`.
+const ARRAY: u32 = 2;
+/// Each counter of each CPU has a slot of its own.
+const SLOT_BYTES: usize = 128;
+/// Counters of one CPU.
+const SLOTS: usize = 15;
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// Its counters.
+    pub counters: Option<ProbeBssCounters>,
+    /// The scheduler's state when it ended with an error.
+    pub state: Option<ScxSchedState>,
+    /// The scheduler's event counters then.
+    pub events: Option<EventCounterSample>,
+}
+
+/// Reads the probe's `.bss`, if the guest has a probe.
+pub fn read(kernel: &Kernel, maps: &[MapHead], btfs: &Btfs<'_>, remarks: &mut Remarks) -> Probe {
+    let probe = maps
+        .iter()
+        .find(|map| map.map_type == ARRAY && map.reference.name.ends_with("probe_bp.bss"));
+    let Some(probe) = probe else {
+        return Probe::default();
+    };
+    let read = || -> Result<Probe> {
+        let map = kernel.object("struct bpf_array", probe.at)?;
+        let size = map.member("map.value_size")?.u32()?;
+        if size > MAX_VALUE_SIZE {
+            return Err(Error::Implausible {
+                what: "the size of probe_bp.bss".into(),
+                found: size.to_string(),
+                why: "at most 16 MiB",
+            });
+        }
+        let loaded = btfs.of(&map.member("map.btf")?)?;
+        let loaded = loaded.ok_or_else(|| Error::Null("the BTF of probe_bp.bss".into()))?;
+        let bytes = kernel.read_bytes(map.member("value")?.address(), u64::from(size))?;
+        Ok(decode(&loaded.types, &bytes))
+    };
+    remarks.ok("probe_counters", read()).unwrap_or_default()
+}
+
+/// A `.bss` section with its types.
+struct Section<'a> {
+    btf: &'a Btf,
+    bytes: &'a [u8],
+}
+
+impl Section<'_> {
+    /// The bytes of a variable, `None` unless all of them are there.
+    fn variable(&self, name: &str) -> Option<&[u8]> {
+        let section = self.btf.find_section(".bss")?;
+        let found = self.btf.section(section).find(|v| v.name == name)?;
+        let start = to_usize(u64::from(found.offset));
+        let end = start.checked_add(to_usize(u64::from(found.size)))?;
+        self.bytes.get(start..end)
+    }
+
+    fn number<const N: usize>(&self, name: &str) -> Option<[u8; N]> {
+        array(self.variable(name)?, 0)
+    }
+}
+
+fn decode(btf: &Btf, bytes: &[u8]) -> Probe {
+    let section = Section { btf, bytes };
+    Probe {
+        counters: section.variable("ktstr_pcpu_counters").map(counters),
+        state: state(&section),
+        events: events(&section),
+    }
+}
+
+/// The sums over the CPUs, slot by slot; a negative cell counts as 0.
+fn counters(cells: &[u8]) -> ProbeBssCounters {
+    let mut sums = [0u64; SLOTS];
+    for cpu in cells.chunks_exact(SLOTS * SLOT_BYTES) {
+        for (sum, cell) in sums.iter_mut().zip(cpu.chunks_exact(SLOT_BYTES)) {
+            let value = le_u64(cell, 0).unwrap_or(0).cast_signed().max(0);
+            *sum = sum.saturating_add(value.cast_unsigned());
+        }
+    }
+    let [
+        probe_count,
+        kprobe_returns,
+        meta_miss,
+        ringbuf_drops,
+        timeline_count,
+        timeline_drops,
+        pi_count,
+        pi_orphan_fexits,
+        pi_class_change_count,
+        pi_drops,
+        lock_contend_count,
+        lock_contend_drops,
+        preempt_disable_count,
+        preempt_enable_count,
+        trigger_count,
+    ] = sums;
+    ProbeBssCounters {
+        probe_count,
+        kprobe_returns,
+        meta_miss,
+        ringbuf_drops,
+        timeline_count,
+        timeline_drops,
+        pi_count,
+        pi_orphan_fexits,
+        pi_class_change_count,
+        pi_drops,
+        lock_contend_count,
+        lock_contend_drops,
+        preempt_disable_count,
+        preempt_enable_count,
+        trigger_count,
+    }
+}
+
+/// The state that the probe kept when the scheduler ended. All variables must be there, and an
+/// exit kind of 0 means that none was kept.
+fn state(section: &Section<'_>) -> Option<ScxSchedState> {
+    let [aborting] = section.number("ktstr_exit_aborting")?;
+    let bypass_depth = i32::from_le_bytes(section.number("ktstr_exit_bypass_depth")?);
+    let exit_kind = u32::from_le_bytes(section.number("ktstr_exit_kind_snap")?);
+    let sched_kva = u64::from_le_bytes(section.number("ktstr_exit_sched_kva")?);
+    let watchdog = u64::from_le_bytes(section.number("ktstr_exit_watchdog_timeout")?);
+    (exit_kind != 0).then(|| ScxSchedState {
+        aborting: aborting != 0,
+        bypass_depth,
+        exit_kind,
+        watchdog_timeout: Some(watchdog),
+        source: Some(SCHED_SOURCE_BSS_SNAPSHOT.to_owned()),
+        sched_kva: (sched_kva != 0).then_some(sched_kva),
+    })
+}
+
+/// The event counters that the probe kept at the error.
+fn events(section: &Section<'_>) -> Option<EventCounterSample> {
+    let exit_kind = u32::from_le_bytes(section.number("ktstr_exit_kind_snap")?);
+    let stats = section.variable("ktstr_exit_event_stats")?;
+    let at_ns = u64::from_le_bytes(section.number("ktstr_last_trigger_ts")?);
+    let counter = |index: usize| Some(le_u64(stats, index * 8)?.cast_signed());
+    let sample = EventCounterSample {
+        elapsed_ms: at_ns / 1_000_000,
+        select_cpu_fallback: counter(0)?,
+        dispatch_local_dsq_offline: counter(1)?,
+        dispatch_keep_last: counter(2)?,
+        enq_skip_exiting: counter(3)?,
+        enq_skip_migration_disabled: counter(4)?,
+        reenq_immed: counter(5)?,
+        reenq_local_repeat: counter(6)?,
+        refill_slice_dfl: counter(7)?,
+        bypass_duration: counter(8)?,
+        bypass_dispatch: counter(9)?,
+        bypass_activate: counter(10)?,
+        insert_not_owned: counter(11)?,
+        sub_bypass_dispatch: counter(12)?,
+    };
+    (exit_kind != 0).then_some(sample)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    /// BTF with one data section `.bss` of the given variables: name, offset, size.
+    fn btf(variables: &[(&str, u32, u32)]) -> Btf {
+        let mut strings = b"\0.bss\0".to_vec();
+        let mut types = Vec::new();
+        let word = |out: &mut Vec<u8>, value: u32| out.extend(value.to_le_bytes());
+        for (name, _, _) in variables {
+            let offset = u32::try_from(strings.len()).unwrap();
+            strings.extend(name.as_bytes());
+            strings.push(0);
+            // BTF_KIND_VAR of type void, global.
+            for value in [offset, 14 << 24, 0, 1] {
+                word(&mut types, value);
+            }
+        }
+        let count = u32::try_from(variables.len()).unwrap();
+        for value in [1, 15 << 24 | count, 0] {
+            word(&mut types, value);
+        }
+        for (id, (_, offset, size)) in (1u32..).zip(variables) {
+            for value in [id, *offset, *size] {
+                word(&mut types, value);
+            }
+        }
+        let mut blob = Vec::new();
+        blob.extend(0xeb9fu16.to_le_bytes());
+        blob.extend([1, 0]);
+        let (types_len, strings_len) = (types.len(), strings.len());
+        for value in [24, 0, types_len, types_len, strings_len] {
+            word(&mut blob, u32::try_from(value).unwrap());
+        }
+        blob.extend(types);
+        blob.extend(strings);
+        Btf::parse(blob).unwrap()
+    }
+
+    const SNAPSHOT: [(&str, u32, u32); 7] = [
+        ("ktstr_exit_aborting", 0, 1),
+        ("ktstr_exit_bypass_depth", 4, 4),
+        ("ktstr_exit_kind_snap", 8, 4),
+        ("ktstr_exit_sched_kva", 16, 8),
+        ("ktstr_exit_watchdog_timeout", 24, 8),
+        ("ktstr_last_trigger_ts", 32, 8),
+        ("ktstr_exit_event_stats", 40, 13 * 8),
+    ];
+
+    fn snapshot() -> Vec<u8> {
+        let mut bytes = vec![0; 144];
+        bytes[0] = 1;
+        bytes[4..8].copy_from_slice(&(-3i32).to_le_bytes());
+        bytes[8..12].copy_from_slice(&1026u32.to_le_bytes());
+        bytes[16..24].copy_from_slice(&0xffff_8881_0123_4000u64.to_le_bytes());
+        bytes[24..32].copy_from_slice(&4000u64.to_le_bytes());
+        bytes[32..40].copy_from_slice(&5_000_000u64.to_le_bytes());
+        for slot in 0..13u64 {
+            let at = 40 + to_usize(slot) * 8;
+            bytes[at..at + 8].copy_from_slice(&(slot + 100).to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_scheduler_that_is_gone_is_known_from_the_probes_snapshot() {
+        let probe = decode(&btf(&SNAPSHOT), &snapshot());
+        let expected = ScxSchedState {
+            aborting: true,
+            bypass_depth: -3,
+            exit_kind: 1026,
+            watchdog_timeout: Some(4000),
+            source: Some("bss_snapshot".to_owned()),
+            sched_kva: Some(0xffff_8881_0123_4000),
+        };
+        assert_eq!(probe.state, Some(expected));
+        let events = probe.events.unwrap();
+        assert_eq!(events.elapsed_ms, 5);
+        assert_eq!(events.select_cpu_fallback, 100);
+        assert_eq!(events.sub_bypass_dispatch, 112);
+        assert_eq!(probe.counters, None);
+    }
+
+    #[test]
+    fn an_exit_kind_of_zero_or_a_missing_variable_is_no_snapshot() {
+        let mut bytes = snapshot();
+        bytes[8..12].fill(0);
+        assert_eq!(decode(&btf(&SNAPSHOT), &bytes), Probe::default());
+        for missing in 0..5 {
+            let mut variables = SNAPSHOT.to_vec();
+            variables.remove(missing);
+            let probe = decode(&btf(&variables), &snapshot());
+            assert_eq!(probe.state, None, "without variable {missing}");
+        }
+        // A section that is shorter than its type says.
+        let probe = decode(&btf(&SNAPSHOT), &snapshot()[..31]);
+        assert_eq!(probe.state, None);
+    }
+
+    #[test]
+    fn counters_are_sums_over_the_cpus_and_negative_cells_count_as_zero() {
+        let cpus = 256usize;
+        let size = cpus * SLOTS * SLOT_BYTES;
+        let mut bytes = vec![0; 128 + size];
+        for cpu in 0..cpus {
+            for slot in 0..SLOTS {
+                let at = 128 + (cpu * SLOTS + slot) * SLOT_BYTES;
+                let value = if cpu == 9 {
+                    -1
+                } else {
+                    i64::try_from(slot).unwrap()
+                };
+                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        let size = u32::try_from(size).unwrap();
+        let found = decode(&btf(&[("ktstr_pcpu_counters", 128, size)]), &bytes);
+        let counters = found.counters.unwrap();
+        assert_eq!(size, 491_520);
+        assert_eq!(counters.probe_count, 0);
+        assert_eq!(counters.kprobe_returns, 255);
+        assert_eq!(counters.trigger_count, 14 * 255);
+        assert_eq!(found.state, None);
+    }
+}

@@ -1,0 +1,194 @@
+//! `capture convert`: an existing ELF core becomes a capture.
+//!
+//! The kernel is looked for so that the capture can say which release it holds and carry
+//! VMCOREINFO as a note; a core whose kernel cannot be found is archived all the same, with the
+//! reason in its manifest.
+
+use std::io;
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use scx_postmortem_analyze::addr::Gpa;
+use scx_postmortem_analyze::kernel::{Kernel, Overrides};
+use scx_postmortem_analyze::source::{Image, ImageKind, PhysicalMemory, may_write};
+use scx_postmortem_format::capture::{
+    AtomicFile, CaptureSpec, Existing, Extent, Manifest, MemoryKind, MemoryRegion, MemorySource,
+    MissingItem, Note, SourceInfo, ToolInfo, WriteOptions, write_capture,
+};
+
+use crate::cli::{ConvertArgs, Failure};
+
+/// Exit code: the input is unusable.
+const UNUSABLE: u8 = 4;
+/// Exit code: written, but the input was incomplete.
+const INCOMPLETE: u8 = 3;
+/// Exit code: the output could not be written.
+const OUTPUT: u8 = 1;
+
+/// An image as something to write from.
+struct Source<'a>(&'a dyn PhysicalMemory);
+
+impl MemorySource for Source<'_> {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read(Gpa(gpa), buf).map_err(io::Error::other)
+    }
+
+    fn slice(&self, gpa: u64, bytes: usize) -> Option<&[u8]> {
+        self.0.slice(Gpa(gpa), bytes)
+    }
+}
+
+/// Converts.
+pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
+    may_write(&args.output, &[&args.core], args.force).map_err(|sentence| Failure {
+        code: OUTPUT,
+        sentence,
+    })?;
+    let unusable = |sentence: String| Failure {
+        code: UNUSABLE,
+        sentence,
+    };
+    let image = Image::open(&args.core).map_err(|e| unusable(e.to_string()))?;
+    if image.kind == ImageKind::Capture {
+        let name = args.core.display();
+        return Err(unusable(format!(
+            "{name}: is a capture already; expected an ELF core"
+        )));
+    }
+    let mut manifest = Manifest {
+        version: 1,
+        tool: ToolInfo {
+            name: "capture convert".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
+        source: SourceInfo {
+            kind: "elf-core".into(),
+            ..SourceInfo::default()
+        },
+        cpus: u32::try_from(image.vcpus.len()).unwrap_or(0),
+        degraded: image.warnings.clone(),
+        memory: image
+            .missing
+            .iter()
+            .map(|r| MemoryRegion {
+                gpa: r.start.0,
+                bytes: r.len,
+                kind: MemoryKind::NotCaptured,
+                reason: Some("the core that was converted does not hold it".into()),
+            })
+            .collect(),
+        ..Manifest::default()
+    };
+    let warnings = image.warnings.clone();
+    let raw_vmcoreinfo = image.vmcoreinfo.clone();
+    let mut notes: Vec<Note> = image
+        .register_notes
+        .iter()
+        .map(|note| Note::new(&note.name, note.kind, note.desc.clone()))
+        .collect();
+    let memory: Vec<Extent> = image
+        .memory
+        .regions()
+        .iter()
+        .map(|r| Extent::new(r.start.0, r.len))
+        .collect();
+
+    // Finding the kernel takes the image; the image comes back with it, or is opened again.
+    let (image, found) = match Kernel::find(image, &Overrides::default()) {
+        Ok(kernel) => {
+            let text = kernel.vmcoreinfo.text().as_bytes().to_vec();
+            manifest.kernel_release = Some(kernel.release().to_owned());
+            (kernel.image, Ok(text))
+        }
+        Err(why) => (
+            Image::open(&args.core).map_err(|e| unusable(e.to_string()))?,
+            Err(why),
+        ),
+    };
+    match found {
+        Ok(text) => notes.push(Note::vmcoreinfo(text)),
+        Err(reason) => {
+            notes.extend(raw_vmcoreinfo.map(Note::vmcoreinfo));
+            manifest.missing.push(MissingItem {
+                what: "kernel".into(),
+                reason,
+            });
+        }
+    }
+
+    let spec = CaptureSpec {
+        memory,
+        manifest,
+        notes,
+        ..CaptureSpec::default()
+    };
+    let failed = |cause: &dyn std::fmt::Display| Failure {
+        code: OUTPUT,
+        sentence: format!("{}: {cause}", args.output.display()),
+    };
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let mut file = AtomicFile::create(&args.output, existing).map_err(|e| {
+        let hint = if e.kind() == io::ErrorKind::AlreadyExists {
+            "; --force replaces it"
+        } else {
+            ""
+        };
+        failed(&format!("{e}{hint}"))
+    })?;
+    let bar = progress_bar();
+    let show = |progress: scx_postmortem_format::capture::WriteProgress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+        ControlFlow::Continue(())
+    };
+    let options = WriteOptions {
+        level: args.level(),
+        progress: Some(&show),
+        ..WriteOptions::default()
+    };
+    let written = write_capture(file.file(), &spec, &Source(&*image.memory), &options);
+    bar.finish_and_clear();
+    let summary = written.map_err(|e| failed(&e))?;
+    file.commit().map_err(|e| failed(&e))?;
+    if !warnings.is_empty() {
+        return Err(Failure {
+            code: INCOMPLETE,
+            sentence: format!(
+                "{}: written, but {}: {}",
+                args.output.display(),
+                args.core.display(),
+                warnings.join("; ")
+            ),
+        });
+    }
+    if io::stderr().is_terminal() {
+        let ratio = summary.file_bytes.saturating_mul(100) / summary.memory_bytes.max(1);
+        // Only for whoever watches.
+        let _ = io::Write::write_fmt(
+            &mut io::stderr(),
+            format_args!(
+                "{}: {} MiB of memory in {} MiB ({ratio} %)\n",
+                args.output.display(),
+                summary.memory_bytes >> 20,
+                summary.file_bytes >> 20
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// A bar on a terminal, nothing in a pipe.
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {eta}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

@@ -1,0 +1,217 @@
+//! `capture convert` as a user or a script meets it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use scx_postmortem_analyze::analysis::{self, Options};
+use scx_postmortem_analyze::kernel::{Kernel, Overrides};
+use scx_postmortem_analyze::source::{self, Image};
+use scx_postmortem_format::capture::Capture;
+use scx_postmortem_format::report::FailureDumpReportAny;
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/stall-6.18/guest.core.zst")
+}
+
+/// The ELF core inside the shipped stall capture.
+fn core(dir: &Path) -> PathBuf {
+    let elf = dir.join("core.elf");
+    source::export(&shipped(), &elf, &|_, _| ()).unwrap();
+    elf
+}
+
+fn convert(core: &Path, output: &Path, more: &[&str], threads: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_capture"))
+        .args([
+            "convert".as_ref(),
+            core.as_os_str(),
+            "-o".as_ref(),
+            output.as_os_str(),
+        ])
+        .args(more)
+        .env("RAYON_NUM_THREADS", threads)
+        .output()
+        .unwrap()
+}
+
+fn json(file: &Path) -> String {
+    let kernel = Kernel::find(Image::open(file).unwrap(), &Overrides::default()).unwrap();
+    let report = analysis::analyze(&kernel, &Options::default());
+    FailureDumpReportAny::from(report).to_json().unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_converted_core_gives_the_same_report_on_any_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let (one, two) = (
+        dir.path().join("one.core.zst"),
+        dir.path().join("two.core.zst"),
+    );
+    for (output, threads) in [(&one, "1"), (&two, "2")] {
+        let done = convert(&elf, output, &[], threads);
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        assert!(
+            done.stderr.is_empty() && done.stdout.is_empty(),
+            "talks in a pipe"
+        );
+    }
+    let bytes = fs::read(&one).unwrap();
+    assert!(
+        bytes == fs::read(&two).unwrap(),
+        "the bytes depend on the number of threads"
+    );
+    assert_eq!(json(&one), json(&shipped()));
+    assert!(bytes.len() < 40 << 20, "{} bytes", bytes.len());
+
+    let capture = Capture::open(bytes).unwrap();
+    let manifest = capture.manifest().unwrap();
+    assert_eq!(
+        manifest.kernel_release.as_deref(),
+        Some("6.18.15+deb13-cloud-amd64")
+    );
+    assert_eq!(manifest.cpus, 2);
+    assert_eq!(manifest.missing, []);
+    assert!(
+        capture.vmcoreinfo().unwrap().is_some(),
+        "the note was found in memory"
+    );
+    assert!(capture.verify(None).is_sound());
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(&one).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "a core holds secrets");
+    }
+}
+
+#[test]
+fn an_existing_file_is_kept_unless_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let output = dir.path().join("kept.core.zst");
+    fs::write(&output, "mine").unwrap();
+    let refused = convert(&elf, &output, &[], "2");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("kept.core.zst"));
+    assert_eq!(fs::read(&output).unwrap(), b"mine");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"));
+    // Not even --force replaces the core by its own capture.
+    let itself = convert(&elf, &elf, &["--force"], "2");
+    assert_eq!(itself.status.code(), Some(1));
+    assert!(fs::read(&elf).unwrap().starts_with(b"\x7fELF"));
+    let forced = convert(&elf, &output, &["--force", "--small"], "2");
+    assert!(
+        forced.status.success(),
+        "{}",
+        String::from_utf8_lossy(&forced.stderr)
+    );
+    assert_eq!(json(&output), json(&shipped()));
+    assert_eq!(
+        names(dir.path()),
+        ["core.elf", "kept.core.zst"],
+        "temporary files are left"
+    );
+}
+
+#[test]
+fn what_is_no_core_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text");
+    fs::write(&text, "no core").unwrap();
+    let output = dir.path().join("x.core.zst");
+    let missing = dir.path().join("missing");
+    for (input, words) in [
+        (text.as_path(), "expected"),
+        (missing.as_path(), "No such file"),
+        (&shipped(), "is a capture already"),
+    ] {
+        let done = convert(input, &output, &[], "2");
+        assert_eq!(done.status.code(), Some(4), "{}", input.display());
+        let stderr = String::from_utf8(done.stderr).unwrap();
+        assert!(
+            stderr.starts_with("capture: ") && stderr.contains(words),
+            "{stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert_eq!(names(dir.path()), ["text"]);
+    }
+    let nowhere = dir.path().join("no/such/dir/x.core.zst");
+    let done = convert(&core(dir.path()), &nowhere, &[], "2");
+    assert_eq!(done.status.code(), Some(1));
+}
+
+#[test]
+fn a_truncated_core_is_archived_with_its_gap_and_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let whole = fs::metadata(&elf).unwrap().len();
+    let file = fs::OpenOptions::new().write(true).open(&elf).unwrap();
+    file.set_len(whole - (20 << 20)).unwrap();
+    let output = dir.path().join("x.core.zst");
+    let done = convert(&elf, &output, &[], "2");
+    assert_eq!(
+        done.status.code(),
+        Some(3),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    assert!(String::from_utf8_lossy(&done.stderr).contains("truncated"));
+    let capture = Capture::open(fs::read(&output).unwrap()).unwrap();
+    let manifest = capture.manifest().unwrap();
+    let gap: u64 = manifest
+        .memory
+        .iter()
+        .filter(|r| r.kind == scx_postmortem_format::capture::MemoryKind::NotCaptured)
+        .map(|r| r.bytes)
+        .sum();
+    assert_eq!(gap, 20 << 20);
+}
+
+#[test]
+fn a_core_without_a_kernel_is_archived_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    // Take the kernel away: the notes' VMCOREINFO and both copies in memory.
+    let mut bytes = fs::read(&elf).unwrap();
+    let mut at = 0;
+    while let Some(hit) = bytes[at..].windows(10).position(|w| w == b"VMCOREINFO") {
+        bytes[at + hit] = b'X';
+        at += hit + 1;
+    }
+    fs::write(&elf, bytes).unwrap();
+    let output = dir.path().join("x.core.zst");
+    let done = convert(&elf, &output, &[], "2");
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let capture = Capture::open(fs::read(&output).unwrap()).unwrap();
+    let manifest = capture.manifest().unwrap();
+    assert_eq!(manifest.kernel_release, None);
+    assert_eq!(manifest.missing.len(), 1);
+    assert_eq!(manifest.missing[0].what, "kernel");
+    assert!(manifest.missing[0].reason.contains("looked for VMCOREINFO"));
+}

@@ -1,0 +1,59 @@
+//! The text form of a report.
+//!
+//! `Display` of the report types is the text of the shared format, line by line. It leaves our own
+//! `postmortem` part out; [`text_report`] prints that first and the shared text after it.
+//!
+//! No text depends on a clock, a terminal or the order in which threads finish. Strings of the
+//! guest pass through [`Escaped`], so that a corrupted or hostile guest cannot send control
+//! sequences to a reader's terminal.
+
+mod bpf_maps;
+mod bpf_objects;
+mod escape;
+mod map;
+mod postmortem;
+mod report;
+mod sparkline;
+mod value;
+
+use std::fmt::Write;
+
+pub use escape::Escaped;
+
+use super::any::FailureDumpReportAny;
+use super::dump::FailureDumpReport;
+
+/// The whole text of a report: what the analysis found (`postmortem`, of the early capture and of
+/// the late one where there are two), then the text of the shared format. It ends in a newline.
+pub fn text_report(report: &FailureDumpReportAny) -> String {
+    let mut text = String::new();
+    let mut block = |title: &str, report: &FailureDumpReport| {
+        if let Some(postmortem) = &report.postmortem {
+            if !title.is_empty() {
+                text.push_str(title);
+                text.push_str("\n\n");
+            }
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{postmortem}\n\n");
+        }
+    };
+    match report {
+        FailureDumpReportAny::Single(report) => block("", report),
+        FailureDumpReportAny::Dual(report) => {
+            // The late capture holds the failure; the early one explains it.
+            block("=== late capture ===", &report.late);
+            if let Some(early) = &report.early {
+                block("=== early capture ===", early);
+            }
+        }
+        FailureDumpReportAny::Degraded(_) => {}
+    }
+    if !text.is_empty() {
+        text.push_str("=== captured state ===\n\n");
+    }
+    let _ = write!(text, "{report}");
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}

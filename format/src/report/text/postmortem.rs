@@ -1,0 +1,659 @@
+//! Our own block as text: the verdict first, then the evidence, then what was not read.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use super::super::hex::Hex;
+use super::super::postmortem::{
+    CpuInfo, DsqInfo, ExitInfo, Flags, KernelInfo, PostmortemReport, SchedulerInfo, TaskInfo,
+};
+use super::bpf_maps::{arenas, maps};
+use super::bpf_objects;
+use super::escape::Escaped;
+
+/// Rows shown of one table. The JSON has all.
+pub(super) const SHOWN_ROWS: usize = 40;
+/// Tasks shown behind one CPU or one queue.
+const SHOWN_TASKS: usize = 16;
+/// Characters of one cell.
+const CELL_WIDTH: usize = 48;
+
+impl fmt::Display for PostmortemReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sections = [
+            self.title(),
+            self.headline(),
+            section(
+                "damage",
+                Some(
+                    self.warnings
+                        .iter()
+                        .map(|w| Escaped(w).to_string())
+                        .collect(),
+                ),
+            ),
+            section("scheduler", self.scheduler.as_ref().map(scheduler)),
+            self.other_schedulers(),
+            section("exit", self.exit_info.as_ref().map(exit_info)),
+            self.waiting(),
+            self.queues(),
+            self.cpus(),
+            self.counters(),
+            section(
+                "bpf scheduler",
+                self.active.as_ref().map(bpf_objects::active),
+            ),
+            section("bpf programs", Some(bpf_objects::programs(&self.programs))),
+            section("bpf links", Some(bpf_objects::links(&self.links))),
+            section("maps", Some(maps(&self.maps))),
+            section("arenas", Some(arenas(&self.arenas, &self.allocators))),
+            self.unavailable(),
+            self.anomalies(),
+            self.limits(),
+            self.provenance(),
+        ];
+        let mut first = true;
+        for text in sections.iter().map(|text| text.trim_end()) {
+            if text.is_empty() {
+                continue;
+            }
+            if !first {
+                f.write_str("\n\n")?;
+            }
+            first = false;
+            f.write_str(text)?;
+        }
+        Ok(())
+    }
+}
+
+/// A heading and its indented lines, if there are any.
+fn section(heading: &str, lines: Option<Vec<String>>) -> String {
+    match lines {
+        Some(lines) if !lines.is_empty() => {
+            let lines = lines.iter().map(|line| format!("\n  {}", line.trim_end()));
+            format!("{heading}:{}", lines.collect::<String>())
+        }
+        _ => String::new(),
+    }
+}
+
+impl PostmortemReport {
+    fn title(&self) -> String {
+        let mut lines = Vec::new();
+        if !self.analyzer.is_empty() {
+            lines.push(Escaped(&self.analyzer).to_string());
+        }
+        if let Some(kernel) = &self.kernel {
+            lines.extend(kernel_lines(kernel));
+        }
+        if let Some(input) = &self.input {
+            let mut facts = Facts::default();
+            facts.push(Escaped(&input.kind));
+            facts.with("memory", input.memory_bytes.map(Size));
+            facts.with("vcpus", input.vcpus);
+            facts.with("trigger", input.trigger.as_deref().map(Escaped));
+            lines.push(format!("input: {}", facts.join(", ")));
+        }
+        lines.join("\n")
+    }
+
+    fn headline(&self) -> String {
+        let lines = self
+            .headline
+            .iter()
+            .map(|line| format!("* {}", Escaped(line)));
+        section("what happened", Some(lines.collect()))
+    }
+
+    fn other_schedulers(&self) -> String {
+        let lines = self
+            .schedulers
+            .iter()
+            .filter(|s| Some(*s) != self.scheduler.as_ref())
+            .map(scheduler_name)
+            .collect();
+        section("other schedulers", Some(lines))
+    }
+
+    /// Runnable tasks that are not running, the one that waited longest first.
+    fn waiting(&self) -> String {
+        let waiting = waiting_tasks(self);
+        if waiting.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new(["waited", "pid", "comm", "cpu", "waits on", "may use cpus"]);
+        table.right = [true, true, false, true, false, false];
+        for task in &waiting {
+            table.rows.push([
+                task.age_ms.map_or("?".into(), |ms| Millis(ms).to_string()),
+                task.pid.to_string(),
+                cell(task.comm),
+                task.cpu.map_or(String::new(), |cpu| cpu.to_string()),
+                cell(&task.place),
+                cell(task.cpus_allowed.unwrap_or_default()),
+            ]);
+        }
+        section("waiting tasks, longest first", Some(table.lines()))
+    }
+
+    fn queues(&self) -> String {
+        let mut lines = Vec::new();
+        for dsq in self
+            .dsqs
+            .iter()
+            .filter(|dsq| dsq.nr > 0 || !dsq.tasks.is_empty())
+        {
+            let mut facts = Facts::default();
+            facts.push(format_args!("{} tasks", dsq.nr));
+            facts.with("seq", Some(dsq.seq));
+            if let Some(order) = &dsq.order {
+                facts.push(Escaped(order));
+            }
+            if dsq.truncated {
+                facts.push("list cut short");
+            }
+            lines.push(format!("{}: {}", dsq_name(dsq), facts.join(", ")));
+            for task in dsq.tasks.iter().take(SHOWN_TASKS) {
+                let mut facts = Facts::default();
+                facts.with("waited", task.runnable_age_ms.map(Millis));
+                facts.with("vtime", task.dsq_vtime.filter(|_| is_vtime(dsq)));
+                facts.with("slice", task.slice_ns.map(Nanos));
+                lines.push(format!(
+                    "  {}. {} ({}) {}",
+                    task.index,
+                    task.pid,
+                    Escaped(&task.comm),
+                    facts.join(", ")
+                ));
+            }
+            lines.extend(more(dsq.tasks.len(), SHOWN_TASKS).map(|text| format!("  {text}")));
+        }
+        let empty = self.dsqs.len() - self.dsqs.iter().filter(|d| d.nr > 0).count();
+        if !self.dsqs.is_empty() && empty > 0 {
+            lines.push(format!("{empty} of {} queues are empty", self.dsqs.len()));
+        }
+        section("dispatch queues", Some(lines))
+    }
+
+    fn cpus(&self) -> String {
+        section("cpus", Some(self.cpus.iter().flat_map(cpu_lines).collect()))
+    }
+
+    fn counters(&self) -> String {
+        let counters = || self.event_counters.iter().filter(|c| c.value != 0);
+        let width = counters()
+            .map(|c| c.name.chars().count())
+            .max()
+            .unwrap_or(0);
+        let mut lines: Vec<String> = counters()
+            .map(|c| {
+                let per_cpu: Vec<String> = c
+                    .per_cpu
+                    .iter()
+                    .map(|part| format!("cpu{}={}", part.cpu, part.value))
+                    .collect();
+                let name = Escaped(&c.name).to_string();
+                let line = format!("{name:<width$}  {}  {}", c.value, per_cpu.join(" "));
+                line.trim_end().to_owned()
+            })
+            .collect();
+        let zero = self.event_counters.len() - lines.len();
+        if zero > 0 {
+            lines.push(format!(
+                "{zero} of {} counters are 0",
+                self.event_counters.len()
+            ));
+        }
+        section("event counters", Some(lines))
+    }
+
+    fn unavailable(&self) -> String {
+        let lines = self.unavailable.iter().map(|missing| {
+            let code = missing.code.as_str();
+            format!(
+                "{} ({code}): {}",
+                Escaped(&missing.section),
+                Escaped(&missing.reason)
+            )
+        });
+        section("unavailable", Some(lines.collect()))
+    }
+
+    fn anomalies(&self) -> String {
+        let lines = self.anomalies.iter().map(|anomaly| {
+            let address = anomaly
+                .address
+                .map_or(String::new(), |a| format!(" at {a}"));
+            format!(
+                "{}{address}: {}",
+                Escaped(&anomaly.section),
+                Escaped(&anomaly.what)
+            )
+        });
+        section("anomalies", Some(lines.collect()))
+    }
+
+    fn limits(&self) -> String {
+        let lines = self.limits.iter().map(|reached| {
+            let actual = reached.actual.map_or(String::new(), |n| format!(" of {n}"));
+            format!("{}: {}{actual}", Escaped(&reached.what), reached.limit)
+        });
+        section("limits reached", Some(lines.collect()))
+    }
+
+    fn provenance(&self) -> String {
+        let lines = self.provenance.iter().map(|fact| {
+            let line = format!("{}: {}", Escaped(&fact.what), Escaped(&fact.source));
+            match fact.detail.as_str() {
+                "" => line,
+                detail => format!("{line} ({})", Escaped(detail)),
+            }
+        });
+        section("provenance", Some(lines.collect()))
+    }
+}
+
+fn kernel_lines(kernel: &KernelInfo) -> Vec<String> {
+    let mut facts = Facts::default();
+    facts.push(Escaped(
+        kernel.release.as_deref().unwrap_or("unknown release"),
+    ));
+    if let Some(arch) = &kernel.arch {
+        facts.push(Escaped(arch));
+    }
+    facts.with("HZ", kernel.hz);
+    facts.with("online cpus", kernel.cpus_online.as_deref().map(Escaped));
+    facts.with(
+        "possible cpus",
+        kernel.cpus_possible.as_deref().map(Escaped),
+    );
+    facts.with("sched_ext", kernel.sched_ext_state.as_deref().map(Escaped));
+    facts.with("up", kernel.uptime_ns.map(|ns| Millis(ns / 1_000_000)));
+    facts.with("build id", kernel.build_id.as_deref().map(Escaped));
+    vec![format!("kernel: {}", facts.join(", "))]
+}
+
+fn scheduler_name(s: &SchedulerInfo) -> String {
+    let mut facts = Facts::default();
+    if let Some(state) = &s.enable_state {
+        facts.push(Escaped(state));
+    }
+    facts.with("level", s.level.filter(|level| *level != 0));
+    facts.with("cgroup", s.cgroup_path.as_deref().map(Escaped));
+    facts.with("at", s.sched_kva);
+    if !s.found_via.is_empty() {
+        facts.with("found via", Some(Escaped(&s.found_via)));
+    }
+    let name = Escaped(s.ops_name.as_deref().unwrap_or("(no name)"));
+    format!("{name}: {}", facts.join(", "))
+}
+
+fn scheduler(s: &SchedulerInfo) -> Vec<String> {
+    let mut state = Facts::default();
+    state.with("exit_kind", s.exit_kind);
+    state.with("bypass_depth", s.bypass_depth);
+    state.with("aborting", s.aborting);
+    state.with("switched_all", s.switched_all);
+    let mut time = Facts::default();
+    let jiffies = |n| format!(" ({n} jiffies)");
+    let jiffies = s.watchdog_timeout_jiffies.map_or(String::new(), jiffies);
+    let limit = |ms| format!("{}{jiffies}", Millis(ms));
+    time.with("watchdog limit", s.watchdog_timeout_ms.map(limit));
+    time.with(
+        "since the watchdog ran",
+        s.watchdog_timestamp_age_ms.map(Millis),
+    );
+    time.with("default slice", s.slice_dfl_ns.map(Nanos));
+    let mut counts = Facts::default();
+    counts.with("enable_seq", s.enable_seq);
+    counts.with("hotplug_seq", s.hotplug_seq);
+    counts.with("nr_rejected", s.nr_rejected);
+    let mut lines = vec![scheduler_name(s)];
+    lines.extend(
+        [state, time, counts]
+            .iter()
+            .filter(|f| !f.0.is_empty())
+            .map(|f| f.join(", ")),
+    );
+    if let Some(flags) = s.ops_flags.as_ref().filter(|flags| flags.raw.0 != 0) {
+        lines.push(format!("flags {}", FlagList(flags)));
+    }
+    if !s.has_ops.is_empty() {
+        lines.push(format!("callbacks {}", Escaped(&s.has_ops.join(" "))));
+    }
+    lines
+}
+
+fn exit_info(exit: &ExitInfo) -> Vec<String> {
+    let mut facts = Facts::default();
+    facts.push(match &exit.kind_name {
+        Some(name) => format!("{} ({})", Escaped(name), exit.kind),
+        None => format!("kind {}", exit.kind),
+    });
+    facts.with(
+        "code",
+        exit.exit_code
+            .filter(|&code| code != 0)
+            .map(|code| format!("{code:#x}")),
+    );
+    facts.with("cpu", exit.exit_cpu.filter(|cpu| *cpu >= 0));
+    facts.with(
+        "flags",
+        exit.flags.as_ref().filter(|f| f.raw.0 != 0).map(FlagList),
+    );
+    let mut lines = vec![facts.join(", ")];
+    if let Some(reason) = &exit.reason {
+        lines.push(format!("reason: {}", Escaped(reason)));
+    }
+    if let Some(msg) = &exit.msg {
+        lines.push(format!("message: {}", Escaped(msg)));
+    }
+    if !exit.backtrace.is_empty() {
+        lines.push("backtrace:".to_owned());
+        for frame in exit.backtrace.iter().take(SHOWN_ROWS) {
+            let symbol = Escaped(frame.symbol.as_deref().unwrap_or("?"));
+            let source = frame.source.as_deref().map(Escaped);
+            let source = source.map_or(String::new(), |source| format!(" ({source})"));
+            lines.push(format!("  {:>18} {symbol}{source}", frame.addr));
+        }
+        lines.extend(more(exit.backtrace.len(), SHOWN_ROWS).map(|text| format!("  {text}")));
+    }
+    if let Some(dump) = &exit.dump {
+        let cut = if exit.dump_truncated {
+            ", cut short by the kernel"
+        } else {
+            ""
+        };
+        lines.push(format!(
+            "the kernel's own dump: {} lines{cut} (in the JSON, exit_info.dump)",
+            dump.lines().count()
+        ));
+    }
+    lines
+}
+
+/// A runnable task that waits, from whatever lists it.
+#[derive(Default)]
+struct Waiting<'a> {
+    pid: i32,
+    comm: &'a str,
+    age_ms: Option<u64>,
+    cpu: Option<u32>,
+    place: String,
+    cpus_allowed: Option<&'a str>,
+}
+
+fn waiting_tasks(report: &PostmortemReport) -> Vec<Waiting<'_>> {
+    let tasks: BTreeMap<Hex, &TaskInfo> = report.tasks.iter().map(|t| (t.kva, t)).collect();
+    // Built-in ids are shared: every CPU's local queue has the same.
+    let queues: BTreeMap<Hex, &DsqInfo> = report
+        .dsqs
+        .iter()
+        .filter(|d| d.name == "user")
+        .map(|d| (d.id, d))
+        .collect();
+    let mut waiting: BTreeMap<Hex, Waiting<'_>> = BTreeMap::new();
+    for cpu in &report.cpus {
+        for task in &cpu.runnable {
+            waiting.insert(
+                task.kva,
+                Waiting {
+                    pid: task.pid,
+                    comm: &task.comm,
+                    age_ms: task.runnable_age_ms,
+                    cpu: Some(cpu.cpu),
+                    place: task
+                        .dsq_id
+                        .map_or(String::new(), |id| match queues.get(&id) {
+                            Some(dsq) => dsq_name(dsq),
+                            None => format!("DSQ {id}"),
+                        }),
+                    cpus_allowed: None,
+                },
+            );
+        }
+    }
+    for dsq in &report.dsqs {
+        for task in &dsq.tasks {
+            let entry = waiting.entry(task.task_kva).or_insert_with(|| Waiting {
+                pid: task.pid,
+                comm: &task.comm,
+                ..Waiting::default()
+            });
+            entry.age_ms = entry.age_ms.or(task.runnable_age_ms);
+            entry.place = dsq_name(dsq);
+            entry.cpus_allowed = entry.cpus_allowed.or(task.cpus_allowed.as_deref());
+        }
+    }
+    for (kva, entry) in &mut waiting {
+        if let Some(task) = tasks.get(kva) {
+            entry.cpu = entry.cpu.or(task.cpu);
+            entry.cpus_allowed = entry.cpus_allowed.or(task.cpus_allowed.as_deref());
+            if entry.place.is_empty() {
+                entry.place = match &task.ops_state {
+                    Some(state) => format!("no DSQ, {state}"),
+                    None => "no DSQ".to_owned(),
+                };
+            }
+        }
+    }
+    waiting.retain(|kva, _| tasks.get(kva).and_then(|t| t.on_cpu) != Some(true));
+    let mut waiting: Vec<_> = waiting.into_iter().collect();
+    waiting.sort_by_key(|(kva, task)| (std::cmp::Reverse(task.age_ms), task.pid, *kva));
+    waiting.into_iter().map(|(_, task)| task).collect()
+}
+
+fn is_vtime(dsq: &DsqInfo) -> bool {
+    dsq.order.as_deref() == Some("vtime")
+}
+
+fn dsq_name(dsq: &DsqInfo) -> String {
+    let name = match dsq.name.as_str() {
+        "" => &dsq.origin,
+        name => name,
+    };
+    if name == "user" || name == dsq.origin {
+        format!("{} ({})", dsq.id, Escaped(&dsq.origin))
+    } else {
+        format!("{} ({}, {})", dsq.id, Escaped(name), Escaped(&dsq.origin))
+    }
+}
+
+fn cpu_lines(cpu: &CpuInfo) -> Vec<String> {
+    let mut facts = Facts::default();
+    if cpu.online == Some(false) {
+        facts.push("offline");
+    }
+    match &cpu.curr {
+        Some(_) if cpu.idle == Some(true) => facts.push("idle"),
+        Some(curr) => {
+            let mut about = Facts::default();
+            if let Some(class) = curr.class.as_deref().or(curr.policy.as_deref()) {
+                about.push(Escaped(class));
+            }
+            about.with("for", curr.running_ns.map(Nanos));
+            let about = match about.join(", ") {
+                about if about.is_empty() => about,
+                about => format!(" [{about}]"),
+            };
+            facts.push(format_args!(
+                "runs {} ({}){about}",
+                curr.pid,
+                Escaped(&curr.comm)
+            ));
+        }
+        None if cpu.idle == Some(true) => facts.push("idle"),
+        None => {}
+    }
+    facts.with("nr_running", cpu.nr_running);
+    facts.with("scx nr_running", cpu.scx_nr_running);
+    facts.with(
+        "scx flags",
+        cpu.scx_flags
+            .as_ref()
+            .filter(|f| f.raw.0 != 0)
+            .map(FlagList),
+    );
+    if cpu.cpu_released == Some(true) {
+        facts.push("released to a higher class");
+    }
+    let mut lines = vec![format!("cpu {}: {}", cpu.cpu, facts.join(", "))];
+    for task in cpu.runnable.iter().take(SHOWN_TASKS) {
+        let mut facts = Facts::default();
+        if cpu.curr.as_ref().is_some_and(|curr| curr.kva == task.kva) {
+            facts.push("runs now");
+        } else {
+            facts.with("waited", task.runnable_age_ms.map(Millis));
+            facts.with("on DSQ", task.dsq_id);
+        }
+        lines.push(format!(
+            "  {} ({}) {}",
+            task.pid,
+            Escaped(&task.comm),
+            facts.join(", ")
+        ));
+    }
+    lines.extend(more(cpu.runnable.len(), SHOWN_TASKS).map(|text| format!("  {text}")));
+    if cpu.runnable_truncated {
+        lines.push("  list cut short".to_owned());
+    }
+    lines
+}
+
+/// What stands for the items that are not shown.
+pub(super) fn more(n: usize, shown: usize) -> Option<String> {
+    (n > shown).then(|| format!("… {} more (in the JSON)", n - shown))
+}
+
+/// Short statements about one thing.
+#[derive(Default)]
+pub(super) struct Facts(Vec<String>);
+
+impl Facts {
+    pub(super) fn push(&mut self, fact: impl fmt::Display) {
+        self.0.push(fact.to_string());
+    }
+
+    pub(super) fn with(&mut self, label: &str, value: Option<impl fmt::Display>) {
+        if let Some(value) = value {
+            self.push(format_args!("{label} {value}"));
+        }
+    }
+
+    pub(super) fn join(&self, separator: &str) -> String {
+        self.0.join(separator)
+    }
+}
+
+struct FlagList<'a>(&'a Flags);
+
+impl fmt::Display for FlagList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.raw)?;
+        if !self.0.names.is_empty() {
+            write!(f, " ({})", Escaped(&self.0.names.join("|")))?;
+        }
+        Ok(())
+    }
+}
+
+/// Milliseconds as seconds.
+pub(super) struct Millis(pub(super) u64);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03} s", self.0 / 1000, self.0 % 1000)
+    }
+}
+
+/// Nanoseconds in a unit that fits.
+pub(super) struct Nanos(pub(super) u64);
+
+impl fmt::Display for Nanos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ns @ 0..1_000 => write!(f, "{ns} ns"),
+            ns @ 1_000..1_000_000 => write!(f, "{}.{:03} µs", ns / 1_000, ns % 1_000),
+            ns @ 1_000_000..1_000_000_000 => {
+                write!(f, "{}.{:03} ms", ns / 1_000_000, ns / 1_000 % 1_000)
+            }
+            u64::MAX => f.write_str("infinite"),
+            ns => Millis(ns / 1_000_000).fmt(f),
+        }
+    }
+}
+
+/// Bytes in MiB, or exactly when there is less than one.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes @ 0..0x10_0000 => write!(f, "{bytes} bytes"),
+            bytes => write!(f, "{} MiB", bytes >> 20),
+        }
+    }
+}
+
+/// A guest string that fits into a table.
+pub(super) fn cell(text: &str) -> String {
+    let text = Escaped(text).to_string();
+    if text.chars().count() <= CELL_WIDTH {
+        return text;
+    }
+    text.chars().take(CELL_WIDTH - 1).chain(['…']).collect()
+}
+
+/// Columns that line up.
+pub(super) struct Table<const N: usize> {
+    header: [&'static str; N],
+    pub(super) right: [bool; N],
+    pub(super) rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    pub(super) fn new(header: [&'static str; N]) -> Self {
+        Self {
+            header,
+            right: [false; N],
+            rows: Vec::new(),
+        }
+    }
+
+    /// A row of guest strings and numbers.
+    pub(super) fn push(&mut self, row: [String; N]) {
+        self.rows.push(row.map(|text| cell(&text)));
+    }
+
+    pub(super) fn lines(&self) -> Vec<String> {
+        let header = self.header.map(str::to_owned);
+        let shown: Vec<&[String; N]> = [&header]
+            .into_iter()
+            .chain(self.rows.iter().take(SHOWN_ROWS))
+            .collect();
+        let mut widths = [0; N];
+        for row in &shown {
+            for (width, cell) in widths.iter_mut().zip(row.iter()) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        let mut lines: Vec<String> = shown
+            .iter()
+            .map(|row| {
+                let mut line = String::new();
+                for ((cell, width), right) in row.iter().zip(widths).zip(self.right) {
+                    // Writing to a string cannot fail.
+                    let _ = if right {
+                        write!(line, "{cell:>width$}  ")
+                    } else {
+                        write!(line, "{cell:<width$}  ")
+                    };
+                }
+                line.trim_end().to_owned()
+            })
+            .collect();
+        lines.extend(more(self.rows.len(), SHOWN_ROWS));
+        lines
+    }
+}

@@ -1,0 +1,504 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compares a report with what drgn reads in the same core.
+
+    compare_drgn.py REPORT.json DRGN.json
+    compare_drgn.py target/release/analyze DRGN.json --core CORE.elf
+
+Every value has to be equal: both looked at the same bytes. Exit 1 on any difference.
+"""
+
+import argparse
+import json
+import os
+import re
+
+from common import UNAVAILABLE, Tally, hexa, load_report, unavailable
+
+POLICIES = {
+    0: "SCHED_NORMAL", 1: "SCHED_FIFO", 2: "SCHED_RR", 3: "SCHED_BATCH", 5: "SCHED_IDLE",
+    6: "SCHED_DEADLINE", 7: "SCHED_EXT",
+}
+# fs/proc/array.c
+STATE_NAMES = {
+    "R": "running", "S": "sleeping", "D": "disk sleep", "T": "stopped", "t": "tracing stop",
+    "X": "dead", "Z": "zombie", "P": "parked", "I": "idle",
+}
+DSQ_INVALID = 1 << 63
+U64 = (1 << 64) - 1
+
+
+class Comparison:
+    def __init__(self, report, drgn):
+        self.report = report
+        self.own = report.get("postmortem") or {}
+        self.drgn = drgn
+        self.tally = Tally()
+        self.tasks = {t["kva"]: t for t in drgn["tasks"]}
+        self.now = drgn["kernel"]["jiffies"]
+        self.hz = drgn["kernel"]["hz"]
+        self.queued_flag = drgn["enums"]["scx_ent_flags"].get("SCX_TASK_QUEUED", 1)
+        self.reset_flag = drgn["enums"]["scx_ent_flags"].get("SCX_TASK_RESET_RUNNABLE_AT", 4)
+
+    def fields(self, section, where, ours, theirs):
+        """Each member of `theirs` is compared with ours of that name."""
+        for name, value in theirs.items():
+            self.tally.check(section, f"{where} {name}", ours.get(name), value)
+
+    def paired(self, section, ours, theirs):
+        """(our record, theirs) by key; a key on one side only is a difference."""
+        for key in theirs:
+            if key not in ours:
+                self.tally.problem(section, f"{key}: drgn has it, the report has not")
+        for key in ours:
+            if key not in theirs:
+                self.tally.problem(section, f"{key}: the report has it, drgn has not")
+        return [(key, ours[key], theirs[key]) for key in theirs if key in ours]
+
+    def flags(self, section, where, ours, enum, prefix, raw, mask=0):
+        """Raw bits, and a name for each single bit and each number that the kernel's enum names."""
+        if raw is None:
+            self.tally.check(section, where, ours, None)
+            return
+        known = {n: v for n, v in self.drgn["enums"][enum].items() if n.startswith(prefix)}
+        # Numbers in a range of bits, which has a mask and a shift (SCX_TASK_REENQ_REASON).
+        ranges = [v for n, v in known.items()
+                  if n.endswith("_MASK") and n.removesuffix("_MASK") + "_SHIFT" in known]
+        names = {}
+        for name, bits in sorted(known.items()):
+            if bits <= 0 or bits in ranges or re.search(r"_(SHIFT|BITS)$|__", name):
+                continue
+            inside = next((r for r in ranges if bits & ~r == 0), None)
+            if inside is None:
+                named_here = bits & (bits - 1) == 0 and raw & bits & ~mask
+            else:
+                named_here = raw & ~mask & inside == bits
+            if named_here:
+                names.setdefault(bits, name[len(prefix):])
+        self.tally.check(section, f"{where} raw", hexa((ours or {}).get("raw")), raw)
+        named = (ours or {}).get("names", [])
+        self.tally.check(section, f"{where} names", sorted(named), sorted(names.values()))
+
+    def ms(self, jiffies):
+        return jiffies * 1000 // self.hz
+
+    def age(self, task):
+        """(jiffies, ms) since the task became runnable, for one that waits.
+
+        A task that was picked keeps its old time stamp until it is queued again, which
+        SCX_TASK_RESET_RUNNABLE_AT announces; the kernel's watchdog looks at waiting tasks alone.
+        """
+        flags = task["scx"]["flags"]
+        if not flags & self.queued_flag or flags & self.reset_flag or not task["scx"]["runnable_at"]:
+            return None, None
+        age = self.now - task["scx"]["runnable_at"] & U64
+        age = 0 if age > U64 // 2 else age
+        return age, self.ms(age)
+
+    def run(self):
+        self.kernel()
+        self.vcpus()
+        self.cpu_time()
+        self.task_records()
+        self.run_queues()
+        if self.drgn["sched_ext"]:
+            self.schedulers()
+            self.dsqs()
+            self.exit_info()
+            self.events()
+            self.starved()
+        return self.tally
+
+    def kernel(self):
+        ours, theirs = self.clean(self.own.get("kernel") or {}), dict(self.drgn["kernel"])
+        uptime, tick = theirs.pop("uptime_ns"), 1_000_000_000 // self.hz
+        mine = ours.get("uptime_ns")
+        if mine is not None or not unavailable(self.own, "kernel.uptime_ns"):
+            self.tally.allow("kernel", "kernel uptime_ns", mine, uptime, "within two ticks of the kernel's clock",
+                             mine is not None and abs(mine - uptime) <= 2 * tick)
+        for name, value in theirs.items():
+            absent = ours.get(name) is None and unavailable(self.own, "clock", f"kernel.{name}")
+            self.tally.allow("kernel", f"kernel {name}", ours.get(name), value, UNAVAILABLE, absent)
+
+    @staticmethod
+    def clean(record):
+        """Hex members as numbers."""
+        return {
+            name: int(v, 16) if isinstance(v, str) and re.fullmatch(r"0x[0-9a-f]+", v) else v
+            for name, v in record.items()
+        }
+
+    def vcpus(self):
+        ours = self.report.get("vcpu_regs") or []
+        self.tally.check("vcpu_regs", "how many", len(ours), len(self.drgn["vcpus"]))
+        for i, (mine, theirs) in enumerate(zip(ours, self.drgn["vcpus"])):
+            mine = mine or {}
+            for name in ("instruction_pointer", "stack_pointer"):
+                self.tally.check("vcpu_regs", f"vcpu {i} {name}", mine.get(name), theirs[name])
+            if "cr3" in theirs and mine.get("page_table_root") is not None:
+                # The low bits of CR3 are a process-context id and flags.
+                cr3 = theirs["cr3"] & 0x000F_FFFF_FFFF_F000
+                root = mine["page_table_root"] & 0x000F_FFFF_FFFF_F000
+                self.tally.check("vcpu_regs", f"vcpu {i} page_table_root", root, cr3)
+
+    def cpu_time(self):
+        ours = {row["cpu"]: row for row in self.report.get("per_cpu_time") or []}
+        theirs = {row["cpu"]: row for row in self.drgn["cpu_time"]}
+        for cpu, mine, row in self.paired("per_cpu_time", ours, theirs):
+            for name, ns in row["times"].items():
+                self.tally.check("per_cpu_time", f"cpu {cpu} {name}", mine[f"cpustat_{name}_ns"], ns)
+            for i, (a, b) in enumerate(zip(mine["softirqs"] + [None] * 10, row["softirqs"])):
+                self.tally.check("per_cpu_time", f"cpu {cpu} softirq {i}", a, b)
+            self.tally.check("per_cpu_time", f"cpu {cpu} irqs_sum", mine["irqs_sum"], row["irqs_sum"])
+            self.tally.check(
+                "per_cpu_time", f"cpu {cpu} iowait_sleeptime",
+                mine.get("iowait_sleeptime_ns"), row["iowait_sleeptime"],
+            )
+
+    def task_records(self):
+        # A kernel without sched_ext has no task records of either kind.
+        infos = self.own.get("tasks") or []
+        enriched = self.report.get("task_enrichments") or []
+        if not self.drgn["sched_ext"] and not infos and not enriched:
+            return
+        order = [hexa(t["kva"]) for t in infos]
+        scx_order = self.drgn["scx_tasks_order"]
+        self.tally.check("tasks", "order of scx_tasks", order[: len(scx_order)], scx_order)
+        self.tally.check("tasks", "how often each", len(order), len(set(order)))
+        for kva, mine, theirs in self.paired("tasks", dict(zip(order, infos)), self.tasks):
+            self.task_info(f"{theirs['comm']}[{theirs['pid']}]", mine, theirs)
+        # The format wants every record to have scx.weight: without sched_ext there is none, and
+        # the report has to say so.
+        absent = unavailable(self.own, "task_enrichments")
+        self.tally.allow("task_enrichments", "how many", len(enriched), len(infos),
+                         "none on a kernel without sched_ext", absent and not enriched and not self.drgn["sched_ext"])
+        runnable = {kva for rq in self.drgn["run_queues"] for kva in rq.get("scx", {}).get("runnable", [])}
+        for kva, mine in zip(order, enriched):
+            if kva in self.tasks:
+                theirs = self.tasks[kva]
+                self.enrichment(f"{theirs['comm']}[{theirs['pid']}]", mine, theirs, kva in runnable)
+
+    def enrichment(self, where, mine, task, runnable):
+        section = "task_enrichments"
+        names = (
+            "pid", "tgid", "comm", "group_leader_pid", "real_parent_pid", "real_parent_comm", "prio",
+            "static_prio", "normal_prio", "rt_priority", "sched_class", "core_cookie", "nvcsw", "nivcsw",
+            "utime", "stime",
+        )
+        self.fields(section, where, mine, {name: task[name] for name in names})
+        signal = task.get("signal") or {}
+        for name in ("pgid", "sid", "nr_threads"):
+            self.tally.check(section, f"{where} {name}", mine.get(name), signal.get(name))
+        for name in ("nvcsw", "nivcsw", "utime", "stime"):
+            self.tally.check(section, f"{where} signal_{name}", mine.get(f"signal_{name}"), signal.get(name))
+        if "scx" in task:
+            self.tally.check(section, f"{where} weight", mine["weight"], task["scx"]["weight"])
+        boosted = runnable and task["sched_class"] != "ext"
+        self.tally.check(section, f"{where} pi_boosted_out_of_scx", mine["pi_boosted_out_of_scx"], boosted)
+
+    def task_info(self, where, mine, task):
+        section = "tasks"
+        names = (
+            "pid", "tgid", "comm", "cpu", "state", "on_rq", "cpus_allowed", "nr_cpus_allowed",
+            "migration_disabled",
+        )
+        self.fields(section, where, mine, {name: task[name] for name in names})
+        self.tally.check(section, f"{where} state_name", mine.get("state_name"), STATE_NAMES[task["state"]])
+        self.tally.check(section, f"{where} on_cpu", mine.get("on_cpu"), bool(task["on_cpu"]))
+        self.tally.check(section, f"{where} policy", mine.get("policy"), POLICIES[task["policy"]])
+        self.tally.check(section, f"{where} class", mine.get("class"), task["sched_class"])
+        if "scx" not in task:
+            return
+        scx = task["scx"]
+        state = scx["state"]
+        state = state[len("SCX_TASK_"):] if isinstance(state, str) else None
+        ddsp = scx["ddsp_dsq_id"]
+        age, ms = self.age(task)
+        self.fields(
+            section, where, self.clean(mine),
+            {
+                "scx_state": state,
+                "scx_weight": scx["weight"],
+                "slice_ns": scx["slice"],
+                "dsq_vtime": scx["dsq_vtime"],
+                "dsq_id": scx["dsq_id"],
+                "ddsp_dsq_id": None if ddsp == DSQ_INVALID else ddsp,
+                "holding_cpu": scx["holding_cpu"],
+                "sticky_cpu": scx["sticky_cpu"],
+                "ops_state": str(scx["ops_state"]).removeprefix("SCX_OPSS_"),
+                "ops_qseq": scx["ops_qseq"],
+                "runnable_at_jiffies": scx["runnable_at"],
+                "runnable_age_jiffies": age,
+                "runnable_age_ms": ms,
+            },
+        )
+        mask = self.drgn["enums"]["scx_ent_flags"]["SCX_TASK_STATE_MASK"]
+        self.flags(section, f"{where} scx_flags", mine.get("scx_flags"), "scx_ent_flags", "SCX_TASK_",
+                   scx["flags"], mask)
+
+    def run_queues(self):
+        states = {r["cpu"]: r for r in self.report.get("rq_scx_states") or []}
+        cpus = {c["cpu"]: c for c in self.own.get("cpus") or []}
+        theirs = {r["cpu"]: r for r in self.drgn["run_queues"]}
+        if not self.drgn["sched_ext"] and not cpus and not states:
+            return
+        for cpu, mine, rq in self.paired("cpus", cpus, theirs):
+            self.cpu(cpu, mine, rq)
+        if not self.drgn["sched_ext"]:
+            return
+        for cpu, mine, rq in self.paired("rq_scx_states", states, theirs):
+            scx = rq["scx"]
+            self.fields(
+                "rq_scx_states", f"cpu {cpu}", mine,
+                {
+                    "nr_running": scx["nr_running"],
+                    "flags": scx["flags"],
+                    "cpu_released": bool(scx["cpu_released"]),
+                    # Required by the format: 0 where the kernel keeps it per task.
+                    "ops_qseq": scx["ops_qseq"] or 0,
+                    "kick_sync": scx["kick_sync"],
+                    "nr_immed": scx["nr_immed"],
+                    "rq_clock": scx["clock"],
+                    "curr_pid": rq["curr"]["pid"],
+                    "curr_comm": rq["curr"]["comm"],
+                    "runnable_task_kvas": scx["runnable"],
+                },
+            )
+
+    def cpu(self, cpu, mine, rq):
+        section, where = "cpus", f"cpu {cpu}"
+        self.tally.check(section, f"{where} rq_kva", hexa(mine.get("rq_kva")), rq["rq_kva"])
+        self.tally.check(section, f"{where} clock_ns", mine.get("clock_ns"), rq["clock"])
+        self.fields(section, where, mine, {n: rq[n] for n in ("online", "idle", "nr_running")})
+        curr = mine.get("curr") or {}
+        for name in ("pid", "comm"):
+            self.tally.check(section, f"{where} curr {name}", curr.get(name), rq["curr"][name])
+        self.tally.check(section, f"{where} curr kva", hexa(curr.get("kva")), rq["curr"]["kva"])
+        self.tally.check(section, f"{where} curr class", curr.get("class"), rq["curr_class"])
+        self.tally.check(section, f"{where} curr policy", curr.get("policy"), POLICIES[rq["curr_policy"]])
+        since = rq["curr_last_arrival"]
+        running = rq["clock"] - since if since and rq["clock"] >= since else None
+        self.tally.check(section, f"{where} curr running_ns", curr.get("running_ns"), running)
+        if "scx" not in rq:
+            return
+        scx = rq["scx"]
+        self.tally.check(section, f"{where} scx_nr_running", mine.get("scx_nr_running"), scx["nr_running"])
+        self.flags(section, f"{where} scx_flags", mine.get("scx_flags"), "scx_rq_flags", "SCX_RQ_", scx["flags"])
+        released = scx["cpu_released"]
+        self.tally.check(section, f"{where} cpu_released", mine.get("cpu_released"),
+                         None if released is None else bool(released))
+        self.tally.check(section, f"{where} ops_qseq", mine.get("ops_qseq"), scx["ops_qseq"])
+        runnable = mine.get("runnable") or []
+        self.tally.check(section, f"{where} runnable", [hexa(t["kva"]) for t in runnable], scx["runnable"])
+        for entry in runnable:
+            task = self.tasks.get(hexa(entry["kva"]))
+            if not task:
+                self.tally.problem(section, f"{where} runnable {entry['comm']}: not a task in drgn")
+                continue
+            age, ms = self.age(task)
+            self.fields(
+                section, f"{where} runnable {task['comm']}[{task['pid']}]", self.clean(entry),
+                {
+                    "pid": task["pid"],
+                    "comm": task["comm"],
+                    "runnable_at_jiffies": task["scx"]["runnable_at"],
+                    "runnable_age_jiffies": age,
+                    "runnable_age_ms": ms,
+                    "dsq_id": task["scx"]["dsq_id"],
+                },
+            )
+
+    def scheduler(self, mine, theirs):
+        section, where = "schedulers", f"{theirs['ops_name']}"
+        self.fields(
+            section, where, self.clean(mine),
+            {
+                **{n: theirs[n] for n in (
+                    "sched_kva", "found_via", "ops_name", "switched_all", "bypass_depth", "exit_kind",
+                    "watchdog_timeout_jiffies", "slice_dfl_ns", "nr_rejected", "enable_seq", "hotplug_seq",
+                    "level", "cgroup_path",
+                )},
+                "has_ops": theirs["has_ops"],
+                "enable_state": theirs["enable_state"],
+                "aborting": None if theirs["aborting"] is None else bool(theirs["aborting"]),
+                "watchdog_timeout_ms": theirs["watchdog_timeout_jiffies"]
+                and self.ms(theirs["watchdog_timeout_jiffies"]),
+                "watchdog_timestamp_age_ms": self.ms(max(self.now - theirs["watchdog_timestamp"], 0))
+                if theirs["watchdog_timestamp"] else None,
+            },
+        )
+        self.flags(section, f"{where} ops_flags", mine.get("ops_flags"), "scx_ops_flags", "SCX_OPS_",
+                   theirs["ops_flags"])
+
+    def schedulers(self):
+        ours = {hexa(s.get("sched_kva")): s for s in self.own.get("schedulers") or []}
+        theirs = {s["sched_kva"]: s for s in self.drgn["schedulers"]}
+        self.tally.check("schedulers", "order", list(ours), list(theirs))
+        for _, mine, scheduler in self.paired("schedulers", ours, theirs):
+            self.scheduler(mine, scheduler)
+        subject = self.drgn["subject"]
+        if subject is None:
+            self.tally.check("schedulers", "scheduler", self.own.get("scheduler"), None)
+            self.tally.check("scx_sched_state", "absent", self.report.get("scx_sched_state"), None)
+            return
+        if subject in theirs:
+            self.scheduler(self.own.get("scheduler") or {}, theirs[subject])
+        state = self.report.get("scx_sched_state") or {}
+        scheduler = theirs[subject]
+        self.fields(
+            "scx_sched_state", "scx_sched_state", state,
+            {
+                "aborting": bool(scheduler["aborting"]),
+                "bypass_depth": scheduler["bypass_depth"] or 0,
+                "exit_kind": scheduler["exit_kind"],
+                "watchdog_timeout": scheduler["watchdog_timeout_jiffies"],
+                "source": "live" if self.drgn["attached"] else None,
+                "sched_kva": subject,
+            },
+        )
+
+    def dsqs(self):
+        ours = {hexa(d["dsq_kva"]): d for d in self.own.get("dsqs") or []}
+        theirs = {d["dsq_kva"]: d for d in self.drgn["dsqs"]}
+        names = {v: n for n, v in self.drgn["enums"]["scx_dsq_id_flags"].items()}
+        for kva, mine, dsq in self.paired("dsqs", ours, theirs):
+            where = f"{dsq['origin']} {dsq['id']:#x}"
+            name = names.get(dsq["id"], "built-in").removeprefix("SCX_DSQ_") if dsq["id"] >> 63 else "user"
+            self.fields(
+                "dsqs", where, self.clean(mine),
+                {
+                    "id": dsq["id"], "name": name, "origin": dsq["origin"], "sched_kva": dsq["owner"],
+                    "nr": dsq["nr"], "seq": dsq["seq"],
+                    "order": ("vtime" if dsq["by_vtime"] else "fifo") if dsq["tasks"] else None,
+                },
+            )
+            queued = mine.get("tasks") or []
+            self.tally.check("dsqs", f"{where} tasks", [hexa(t["task_kva"]) for t in queued], dsq["tasks"])
+            self.tally.check("dsqs", f"{where} nr and list", len(queued), dsq["nr"])
+            for index, entry in enumerate(queued):
+                self.queued(where, index, entry)
+        # The contract has no reject or rescue queues; its records have no address, so by place.
+        known = [d for d in self.own.get("dsqs") or [] if not re.match("reject|rescue", d["origin"])]
+        states = self.report.get("dsq_states") or []
+        self.tally.check("dsq_states", "how many", len(states), len(known))
+        for state, own in zip(states, known):
+            dsq = theirs.get(hexa(own["dsq_kva"]))
+            if dsq:
+                self.fields(
+                    "dsq_states", f"{dsq['origin']} {dsq['id']:#x}", state,
+                    {"id": dsq["id"], "origin": dsq["origin"], "nr": dsq["nr"], "seq": dsq["seq"],
+                     "task_kvas": dsq["tasks"]},
+                )
+
+    def queued(self, where, index, entry):
+        task = self.tasks.get(hexa(entry["task_kva"]))
+        if not task:
+            self.tally.problem("dsqs", f"{where} {entry['comm']}: not a task in drgn")
+            return
+        age, ms = self.age(task)
+        where = f"{where} {task['comm']}[{task['pid']}]"
+        self.fields(
+            "dsqs", where, entry,
+            {
+                "index": index, "pid": task["pid"], "comm": task["comm"], "dsq_vtime": task["scx"]["dsq_vtime"],
+                "runnable_age_jiffies": age, "runnable_age_ms": ms, "slice_ns": task["scx"]["slice"],
+                "cpus_allowed": task["cpus_allowed"],
+            },
+        )
+        self.flags("dsqs", f"{where} dsq_flags", entry.get("dsq_flags"), "scx_ent_dsq_flags", "SCX_TASK_DSQ_",
+                   task["scx"]["dsq_flags"])
+
+    def exit_info(self):
+        ours, theirs = self.own.get("exit_info"), self.drgn["exit_info"]
+        scheds = {s["sched_kva"]: s for s in self.drgn["schedulers"]}
+        subject = scheds.get(self.drgn["subject"])
+        if theirs is None or (theirs["kind"] == 0 and subject["exit_kind"] == 0):
+            self.tally.check("exit_info", "absent", ours, None)
+            return
+        ours = ours or {}
+        kinds = {v: n for n, v in self.drgn["enums"]["scx_exit_kind"].items()}
+        self.fields(
+            "exit_info", "exit_info", ours,
+            {n: theirs[n] for n in ("kind", "exit_code", "exit_cpu", "reason")}
+            | {n: theirs[n] or None for n in ("dump",)}
+            | {"kind_name": kinds.get(theirs["kind"])},
+        )
+        self.tally.check("exit_info", "msg", ours.get("msg") or None, theirs["msg"] or None)
+        self.flags("exit_info", "flags", ours.get("flags"), "scx_exit_flags", "SCX_EFLAG_", theirs["flags"])
+        frames = ours.get("backtrace") or []
+        self.tally.check("exit_info", "backtrace", [hexa(f["addr"]) for f in frames],
+                         [f["addr"] for f in theirs["backtrace"]])
+        for mine, frame in zip(frames, theirs["backtrace"]):
+            name, _, offset = (mine.get("symbol") or "").partition("+")
+            offset = int(offset.split("/")[0], 16) if offset else None
+            self.tally.check("exit_info", f"frame {mine['addr']} {name}", offset, frame["symbols"].get(name))
+
+    def events(self):
+        ours = {e["name"]: e for e in self.own.get("event_counters") or []}
+        for name, mine, theirs in self.paired("event_counters", ours, self.drgn["events"]):
+            self.tally.check("event_counters", name, mine["value"], theirs["value"])
+            per_cpu = {str(c["cpu"]): c["value"] for c in mine.get("per_cpu") or []}
+            self.tally.check("event_counters", f"{name} per CPU", per_cpu, theirs["per_cpu"])
+        if not self.drgn["events"]:
+            return
+        timeline = self.report.get("event_counter_timeline") or [{}]
+        sample = timeline[-1]
+        uptime_ms, mine = self.drgn["kernel"]["uptime_ns"] // 1_000_000, sample.get("elapsed_ms")
+        self.tally.allow("event_counter_timeline", "elapsed_ms", mine, uptime_ms, "within two ticks of the kernel's clock",
+                         mine is not None and abs(mine - uptime_ms) <= 2000 // self.hz)
+        for name, value in sample.items():
+            if name == "elapsed_ms":
+                continue
+            kernel = f"SCX_EV_{name.upper()}"
+            if kernel not in self.drgn["events"] and name == "reenq_local_repeat":
+                kernel = "SCX_EV_REENQ_REPEAT"  # its name since 7.3
+            theirs = self.drgn["events"].get(kernel, {"value": 0})["value"]
+            self.tally.check("event_counter_timeline", name, value, theirs)
+
+    def starved(self):
+        """Recomputed: runnable for half of the limit or longer, the longest first."""
+        scheds = {s["sched_kva"]: s for s in self.drgn["schedulers"]}
+        subject = scheds.get(self.drgn["subject"])
+        expected = []
+        if subject and subject["watchdog_timeout_jiffies"]:
+            half = max(subject["watchdog_timeout_jiffies"] // 2, 1)
+            for rq in self.drgn["run_queues"]:
+                for kva in rq["scx"]["runnable"]:
+                    age, ms = self.age(self.tasks[kva])
+                    if age is not None and age >= half:
+                        expected.append((-age, self.tasks[kva]["pid"], kva, rq["cpu"], ms))
+        expected.sort()
+        places = {}
+        for dsq in self.drgn["dsqs"]:
+            for position, kva in enumerate(dsq["tasks"]):
+                places[kva] = (dsq, position)
+        ours = self.own.get("starved") or []
+        self.tally.check("starved", "how many", len(ours), len(expected))
+        for mine, (age, pid, kva, cpu, ms) in zip(ours, expected):
+            dsq, position = places.get(kva, (None, None))
+            self.fields(
+                "starved", f"{self.tasks[kva]['comm']}[{pid}]", self.clean(mine),
+                {
+                    "pid": pid, "comm": self.tasks[kva]["comm"], "kva": kva, "cpu": cpu,
+                    "runnable_age_jiffies": -age, "runnable_age_ms": ms,
+                    "dsq_id": dsq and dsq["id"], "dsq_origin": dsq and dsq["origin"],
+                    "dsq_kva": dsq and dsq["dsq_kva"], "dsq_position": position,
+                },
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("report", help="a report's JSON, or with --core an `analyze` binary")
+    parser.add_argument("drgn", help="the output of drgn_lists.py")
+    parser.add_argument("--core", help="the file that the binary reads")
+    args = parser.parse_args()
+    with open(args.drgn, encoding="utf-8") as file:
+        drgn = json.load(file)
+    tally = Comparison(load_report(args.report, args.core), drgn).run()
+    name = os.path.basename(args.core or args.report)
+    return tally.print(name, f"drgn ({drgn['types']} types)")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

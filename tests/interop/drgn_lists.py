@@ -1,0 +1,671 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""What drgn reads of sched_ext in an ELF core, as JSON.
+
+    drgn_lists.py CORE.elf [--vmlinux VMLINUX] [-o OUT.json]
+
+Run it with a Python that has drgn 0.3.0. Types come from the BTF in the core, or with
+--vmlinux from that file's DWARF. A core without a VMCOREINFO note is searched for the
+note that the kernel keeps in its memory.
+
+The output holds the values as the kernel has them; compare_drgn.py knows where a report
+has the same.
+"""
+
+import argparse
+import json
+import mmap
+import re
+import struct
+import sys
+
+import btf_types
+import drgn
+from drgn import FaultError, Object, Program, cast, container_of, sizeof
+from drgn.helpers.linux.bpf import bpf_map_for_each
+from drgn.helpers.linux.cpumask import cpumask_to_cpulist, for_each_possible_cpu
+from drgn.helpers.linux.list import list_for_each, list_for_each_entry
+from drgn.helpers.linux.percpu import per_cpu, per_cpu_ptr
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.sched import task_cpu, task_state_to_char
+from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns
+
+ULONG = "unsigned long"
+CHARS = "char *"
+
+
+def array(of):
+    return lambda prog: prog.array_type(prog.type(of))
+
+
+def tk_core(prog):
+    """The timekeeper up to 6.16; `struct tk_data` got its name in 6.13."""
+    try:
+        return prog.type("struct tk_data")
+    except LookupError:
+        seq = drgn.TypeMember(prog.type("seqcount_raw_spinlock_t"), "seq", 0)
+        of = prog.type("struct timekeeper")
+        return prog.struct_type(None, 8 + of.size, (seq, drgn.TypeMember(of, "timekeeper", 64)))
+
+
+# C types of the globals that are asked for below, here or in drgn's own helpers.
+GLOBALS = {
+    "__cpu_online_mask": "struct cpumask",
+    "__cpu_possible_mask": "struct cpumask",
+    "__per_cpu_offset": lambda prog: prog.array_type(prog.type(ULONG), 8192),
+    "bpf_kallsyms": "struct list_head",
+    "clocksource_jiffies": "struct clocksource",
+    "dl_sched_class": "struct sched_class",
+    "ext_sched_class": "struct sched_class",
+    "fair_sched_class": "struct sched_class",
+    "idle_sched_class": "struct sched_class",
+    "init_pid_ns": "struct pid_namespace",
+    "init_task": "struct task_struct",
+    "init_uts_ns": "struct uts_namespace",
+    "jiffies_64": "u64",
+    "linux_banner": array("char"),
+    "map_idr": "struct idr",
+    "nr_cpu_ids": "unsigned int",
+    "nr_node_ids": "unsigned int",
+    "page_offset_base": ULONG,
+    "phys_base": ULONG,
+    "pgdir_shift": "unsigned int",
+    "rt_sched_class": "struct sched_class",
+    "saved_command_line": CHARS,
+    "scx_aborting": "bool",
+    "scx_bypass_depth": "int",
+    "scx_enable_seq": "atomic_long_t",
+    "scx_enable_state_var": "atomic_t",
+    "scx_hotplug_seq": "atomic_long_t",
+    "scx_nr_rejected": "atomic_long_t",
+    "scx_root": "struct scx_sched *",
+    "scx_sched_all": "struct list_head",
+    "scx_slice_dfl": "u64",
+    "scx_switching_all": "bool",
+    "scx_tasks": "struct list_head",
+    "scx_watchdog_timeout": ULONG,
+    "scx_watchdog_timestamp": ULONG,
+    "stop_sched_class": "struct sched_class",
+    "timekeeper_data": lambda prog: prog.array_type(prog.type("struct tk_data"), 1),
+    "tk_core": tk_core,
+    # fs/proc/array.c: R, S, D, T, t, X, Z, P, I
+    "task_state_array": lambda prog: prog.array_type(prog.type("const char *"), 9),
+}
+CLASSES = ("stop", "dl", "rt", "fair", "ext", "idle")
+ENUMS = (
+    "scx_rq_flags", "scx_ent_flags", "scx_ops_flags", "scx_exit_flags", "scx_ent_dsq_flags",
+    "scx_dsq_id_flags", "scx_exit_kind",
+)
+
+
+def vmcoreinfo_in_memory(path):
+    """The kernel's VMCOREINFO text: the note in memory whose description has the symbols."""
+    with open(path, "rb") as file:
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            at = data.find(b"OSRELEASE=")
+            while at >= 0:
+                text = data[at : at + 4096].split(b"\0")[0]
+                if text.count(b"SYMBOL(") > 10 and b"\nKERNELOFFSET=" in text:
+                    return text
+                at = data.find(b"OSRELEASE=", at + 1)
+    raise SystemExit(f"{path}: no VMCOREINFO in this core's memory")
+
+
+def elf_notes(path):
+    """(name, type, description) of each note of an ELF64 core."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[:5] != b"\x7fELF\x02" or len(head) < 64:
+            raise SystemExit(f"{path}: not an ELF64 core; `zstd -d` makes one of a capture")
+        (phoff,) = struct.unpack_from("<Q", head, 32)
+        size, count = struct.unpack_from("<HH", head, 54)
+        file.seek(phoff)
+        table = file.read(size * count)
+        for i in range(count):
+            kind, _, offset, _, _, length, _, _ = struct.unpack_from("<IIQQQQQQ", table, i * size)
+            if kind != 4:  # PT_NOTE
+                continue
+            file.seek(offset)
+            data, at = file.read(length), 0
+            while at + 12 <= len(data):
+                names, descs, of = struct.unpack_from("<III", data, at)
+                at += 12
+                name = data[at : at + names].rstrip(b"\0").decode()
+                at += (names + 3) & ~3
+                yield name, of, data[at : at + descs]
+                at += (descs + 3) & ~3
+
+
+def open_core(path, vmlinux):
+    notes = list(elf_notes(path))
+    if any(name == "VMCOREINFO" for name, _, _ in notes):
+        prog, source = Program(), "note"
+    else:
+        prog, source = Program(vmcoreinfo=vmcoreinfo_in_memory(path)), "memory"
+    prog.set_core_dump(path)
+    if vmlinux:
+        prog.load_debug_info([vmlinux])
+        prog["init_task"]  # an error here is clearer than one in a helper
+        return prog, notes, source
+    from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
+
+    symbols = load_vmlinux_kallsyms(prog)
+    start, stop = (symbols(prog, name, None, True)[0].address for name in ("__start_BTF", "__stop_BTF"))
+    btf_types.install(prog, prog.read(start, stop - start), GLOBALS)
+    return prog, notes, source
+
+
+def has(obj, member):
+    try:
+        obj.member_(member)
+    except LookupError:
+        return False
+    return True
+
+
+def value(obj, path):
+    """An integer by member path; None when this kernel has no such member."""
+    try:
+        for name in path.split("."):
+            obj = obj.member_(name)
+    except LookupError:
+        return None
+    of = obj.type_
+    while of.kind == drgn.TypeKind.TYPEDEF:
+        of = of.type
+    if of.kind == drgn.TypeKind.STRUCT:  # atomic_t
+        obj = obj.counter
+    return int(obj.value_())
+
+
+def text(chars):
+    return chars.string_().decode("utf-8", "replace")
+
+
+class Reader:
+    def __init__(self, prog, notes):
+        self.prog = prog
+        self.notes = notes
+        self.cpus = list(for_each_possible_cpu(prog))
+        self.enums = {name: self.enum(name) for name in ENUMS}
+        self.classes = {}
+        for name in CLASSES:
+            symbol = self.symbol(f"{name}_sched_class")
+            if symbol:
+                self.classes[symbol] = name
+        self.ext = self.symbol("scx_tasks") is not None
+
+    def symbol(self, name):
+        try:
+            return self.prog.symbol(name).address
+        except LookupError:
+            return None
+
+    def global_(self, name):
+        try:
+            return self.prog[name]
+        except LookupError:
+            return None
+
+    def enum(self, name):
+        try:
+            return {e.name: e.value for e in self.prog.type(f"enum {name}").enumerators}
+        except LookupError:
+            return {}
+
+    def kernel(self):
+        prog = self.prog
+        tick_ns = prog["clocksource_jiffies"].mult.value_() >> prog["clocksource_jiffies"].shift.value_()
+        return {
+            "release": text(prog["init_uts_ns"].name.release),
+            "build_id": re.search(r"^BUILD-ID=(.*)", text(prog["VMCOREINFO"]), re.M)[1],
+            "version_banner": prog.read_c_string(self.symbol("linux_banner")).decode().rstrip("\n"),
+            "hz": round(1e9 / tick_ns),
+            "jiffies": prog["jiffies_64"].value_(),
+            "uptime_ns": ktime_get_coarse_boottime_ns(prog).value_(),
+            "nr_cpus": len(self.cpus),
+            "cpus_possible": cpumask_to_cpulist(prog["__cpu_possible_mask"]),
+            "cpus_online": cpumask_to_cpulist(prog["__cpu_online_mask"]),
+            "paging_levels": {39: 4, 48: 5}[prog["pgdir_shift"].value_()],
+            "kaslr_offset": self.symbol("_text") - 0xFFFFFFFF81000000,
+            "phys_base": struct.unpack("<q", prog.read(self.symbol("phys_base"), 8))[0],
+            "page_offset_base": prog["page_offset_base"].value_(),
+            "cmdline": text(prog["saved_command_line"]),
+            "sched_ext_state": self.enable_state() if self.ext else None,
+        }
+
+    def enable_state(self):
+        number = self.prog["scx_enable_state_var"].counter.value_()
+        names = [name for name, v in self.enum("scx_enable_state").items() if v == number]
+        return names[0].removeprefix("SCX_").lower() if names else str(number)
+
+    def vcpus(self):
+        """Registers from the notes: NT_PRSTATUS has the user's view, QEMU's note has CR3."""
+        status = [d for name, of, d in self.notes if name == "CORE" and of == 1]
+        qemu = [d for name, _, d in self.notes if name == "QEMU"]
+        out = []
+        for i, desc in enumerate(status):
+            # struct elf_prstatus: 112 bytes, then user_regs_struct; rip is its 17th register.
+            rip, = struct.unpack_from("<Q", desc, 112 + 16 * 8)
+            rsp, = struct.unpack_from("<Q", desc, 112 + 19 * 8)
+            entry = {"instruction_pointer": rip, "stack_pointer": rsp}
+            if i < len(qemu):
+                # QEMUCPUState: version, size, 18 registers, 10 segments of 24 bytes, cr[5].
+                entry["cr3"], = struct.unpack_from("<Q", qemu[i], 8 + 18 * 8 + 10 * 24 + 3 * 8)
+            out.append(entry)
+        return out
+
+    # Schedulers
+
+    def root(self):
+        root = self.global_("scx_root")
+        return root if root is not None and root.value_() else None
+
+    def schedulers(self):
+        """(how, struct scx_sched *), the attached root first."""
+        if not self.ext:
+            return []
+        found = []
+        root = self.root()
+        if root is not None:
+            found.append(("scx_root", root))
+        if self.symbol("scx_sched_all"):
+            for sched in list_for_each_entry("struct scx_sched", self.prog["scx_sched_all"].address_of_(), "all"):
+                found.append(("scx_sched_all", sched))
+        for map_ in bpf_map_for_each(self.prog):
+            if map_.map_type.format_(type_name=False) != "BPF_MAP_TYPE_STRUCT_OPS":
+                continue
+            st_map = cast("struct bpf_struct_ops_map *", map_)
+            ops = self.ops_of(st_map)
+            if ops is not None and ops.priv.value_():
+                found.append(("struct_ops map", cast("struct scx_sched *", ops.priv)))
+        unique, seen = [], set()
+        for how, sched in found:
+            if sched.value_() not in seen:
+                seen.add(sched.value_())
+                unique.append((how, sched))
+        return unique
+
+    def ops_of(self, st_map):
+        """The ops in a struct_ops map, by the name of the type in the kernel's BTF."""
+        name = text(st_map.st_ops_desc.st_ops.name)
+        if name not in ("sched_ext_ops", "sched_ext_ops_cid"):
+            return None
+        return cast(f"struct {name} *", st_map.kvalue.data.address_of_())[0]
+
+    def moved(self, how, sched, member, name):
+        """A value that older kernels keep in a global, which is that of the attached scheduler."""
+        inside = value(sched, member)
+        if inside is not None or how == "struct_ops map":
+            return inside
+        outside = self.global_(name)
+        return None if outside is None else int(outside.value_())
+
+    def scheduler(self, how, sched):
+        ops = sched.ops
+        callbacks = []
+        for member in ops.type_.members:
+            of = member.type
+            if of.kind == drgn.TypeKind.POINTER and self.is_function(of.type) and ops.member_(member.name).value_():
+                callbacks.append(member.name)
+        out = {
+            "sched_kva": sched.value_(),
+            "found_via": how,
+            "ops_name": text(ops.name),
+            "ops_flags": ops.flags.value_(),
+            "has_ops": callbacks,
+            "enable_state": self.enable_state(),
+            "switched_all": bool(self.prog["scx_switching_all"].value_()),
+            "bypass_depth": self.moved(how, sched, "bypass_depth", "scx_bypass_depth"),
+            "aborting": self.moved(how, sched, "aborting", "scx_aborting"),
+            "exit_kind": value(sched, "exit_kind"),
+            "watchdog_timeout_jiffies": self.moved(how, sched, "watchdog_timeout", "scx_watchdog_timeout"),
+            "watchdog_timestamp": self.prog["scx_watchdog_timestamp"].value_(),
+            "slice_dfl_ns": self.moved(how, sched, "slice_dfl", "scx_slice_dfl"),
+            "level": value(sched, "level"),
+            "cgroup_path": text(sched.cgrp_path) if has(sched, "cgrp_path") and sched.cgrp_path else None,
+        }
+        if how == "struct_ops map":
+            # Of an ejected scheduler nothing that the kernel has once for all.
+            out.update(enable_state=None, switched_all=None, watchdog_timestamp=0)
+        for name in ("nr_rejected", "enable_seq", "hotplug_seq"):
+            out[name] = self.prog[f"scx_{name}"].counter.value_()
+        return out
+
+    def is_function(self, of):
+        while of.kind == drgn.TypeKind.TYPEDEF:
+            of = of.type
+        return of.kind == drgn.TypeKind.FUNCTION
+
+    def exit_info(self, sched):
+        info = sched.exit_info
+        out = {"kind": value(info, "kind"), "exit_code": value(info, "exit_code"), "flags": value(info, "flags"),
+               "exit_cpu": value(info, "exit_cpu")}
+        for name in ("reason", "msg", "dump"):
+            chars = info.member_(name)
+            out[name] = text(chars) if chars.value_() else None
+        frames = []
+        for i in range(min(info.bt_len.value_(), 64)):
+            addr = info.bt[i].value_()
+            try:
+                near = {s.name: addr - s.address for s in self.prog.symbols(addr)}
+            except LookupError:
+                near = {}
+            for name, start, end in self.bpf_symbols():
+                if start <= addr < end:
+                    near[name] = addr - start
+            frames.append({"addr": addr, "symbols": near})
+        out["backtrace"] = frames
+        return out
+
+    def bpf_symbols(self):
+        """(name, start, end) of the code that BPF has made."""
+        head = self.prog["bpf_kallsyms"].address_of_()
+        for symbol in list_for_each_entry("struct bpf_ksym", head, "lnode"):
+            yield text(symbol.name), symbol.start.value_(), symbol.end.value_()
+
+    def events(self, sched):
+        counters = {}
+        for cpu in self.cpus:
+            if has(sched, "pcpu"):
+                stats = per_cpu_ptr(sched.pcpu, cpu).event_stats
+            else:
+                stats = per_cpu_ptr(sched.event_stats_cpu, cpu)[0]
+            for member in stats.type_.members:
+                entry = counters.setdefault(member.name, {"value": 0, "per_cpu": {}})
+                count = stats.member_(member.name).value_()
+                entry["value"] += count
+                if count:
+                    entry["per_cpu"][str(cpu)] = count
+        return counters
+
+    # Run queues and queues
+
+    def rq(self, cpu):
+        return per_cpu(self.prog["runqueues"], cpu)
+
+    def run_queues(self):
+        out = []
+        online = self.prog["__cpu_online_mask"]
+        online = {int(c) for c in self.list_to_cpus(cpumask_to_cpulist(online))}
+        for cpu in self.cpus:
+            rq = self.rq(cpu)
+            curr = rq.curr
+            arrived = value(curr, "sched_info.last_arrival")
+            entry = {
+                "cpu": cpu,
+                "rq_kva": rq.address_,
+                "online": cpu in online,
+                "curr": self.named(curr),
+                "curr_class": self.classes.get(curr.sched_class.value_()),
+                "curr_policy": curr.policy.value_(),
+                "curr_last_arrival": arrived,
+                "idle": curr.value_() == rq.idle.value_(),
+                "nr_running": rq.nr_running.value_(),
+                "clock": rq.clock.value_(),
+            }
+            if self.ext:
+                scx = rq.scx
+                runnable = list_for_each_entry(
+                    "struct task_struct", scx.runnable_list.address_of_(), "scx.runnable_node"
+                )
+                entry["scx"] = {
+                    "nr_running": value(scx, "nr_running"),
+                    "flags": value(scx, "flags"),
+                    "cpu_released": value(scx, "cpu_released"),
+                    "ops_qseq": value(scx, "ops_qseq"),
+                    "kick_sync": value(scx, "kick_sync" if has(scx, "kick_sync") else "pnt_seq"),
+                    "nr_immed": value(scx, "nr_immed"),
+                    "clock": value(scx, "clock"),
+                    "runnable": [t.value_() for t in runnable],
+                }
+            out.append(entry)
+        return out
+
+    @staticmethod
+    def list_to_cpus(cpulist):
+        for part in filter(None, cpulist.split(",")):
+            first, _, last = part.partition("-")
+            yield from range(int(first), int(last or first) + 1)
+
+    def dsqs(self, scheds):
+        """(origin, struct scx_dispatch_q, owner) of every queue."""
+        found = []
+        for cpu in self.cpus:
+            scx = self.rq(cpu).scx
+            found.append((f"local cpu {cpu}", scx.local_dsq, None))
+            if has(scx, "bypass_dsq"):
+                found.append((f"bypass cpu {cpu}", scx.bypass_dsq, None))
+            if has(scx, "reject_dsq"):
+                found.append((f"reject cpu {cpu}", scx.reject_dsq, None))
+            if has(scx, "rescue"):
+                found.append((f"rescue cpu {cpu}", scx.rescue.dsq, None))
+        for _, sched in scheds:
+            owner = sched.value_()
+            if has(sched, "pcpu") and has(per_cpu_ptr(sched.pcpu, 0), "bypass_dsq"):
+                for cpu in self.cpus:
+                    found.append((f"bypass cpu {cpu}", per_cpu_ptr(sched.pcpu, cpu).bypass_dsq, owner))
+            for node in range(self.prog["nr_node_ids"].value_()):
+                if has(sched, "pnode"):
+                    queue = sched.pnode[node]
+                    queue = queue.global_dsq if queue.value_() else None
+                else:
+                    queue = sched.global_dsqs[node]
+                    queue = queue[0] if queue.value_() else None
+                if queue is not None:
+                    found.append((f"global node {node}", queue, owner))
+            for node in self.rhashtable(sched.dsq_hash):
+                found.append(("user", container_of(node, "struct scx_dispatch_q", "hash_node")[0], owner))
+        return found
+
+    def rhashtable(self, table):
+        """struct rhash_head * of each entry, include/linux/rhashtable.h."""
+        buckets = table.tbl
+        while buckets.value_():
+            if buckets.nest.value_():
+                raise NotImplementedError("a nested bucket table")
+            base = buckets.buckets.address_of_().value_()
+            for i in range(buckets.size.value_()):
+                at = self.prog.read_u64(base + 8 * i) & ~1
+                # A chain ends in the address of its bucket with bit 0 set.
+                while at and not at & 1:
+                    node = Object(self.prog, "struct rhash_head *", at)
+                    yield node
+                    at = node.next.value_()
+            buckets = buckets.future_tbl
+
+    def dsq(self, origin, queue, owner):
+        tasks = []
+        cursor = self.prog.constant("SCX_DSQ_LNODE_ITER_CURSOR").value_()
+        for node in list_for_each(queue.list.address_of_()):
+            link = container_of(node, "struct scx_dsq_list_node", "node")
+            if link.flags.value_() & cursor:
+                continue
+            task = container_of(node, "struct task_struct", "scx.dsq_list.node")
+            tasks.append(task.value_())
+        return {
+            "origin": origin,
+            "dsq_kva": queue.address_,
+            "owner": owner,
+            "id": queue.id.value_(),
+            "nr": queue.nr.value_(),
+            "seq": queue.seq.value_(),
+            "by_vtime": bool(queue.priq.rb_node.value_()),
+            "tasks": tasks,
+        }
+
+    # Tasks
+
+    def named(self, task):
+        return {"kva": task.value_(), "pid": task.pid.value_(), "comm": text(task.comm)}
+
+    def all_tasks(self):
+        """struct task_struct *: scx_tasks in its order, then whoever else has a pid or a CPU."""
+        seen, scx_order, others = set(), [], []
+        if self.ext:
+            cursor = self.enums["scx_ent_flags"]["SCX_TASK_CURSOR"]
+            head = self.prog["scx_tasks"].address_of_()
+            for task in list_for_each_entry("struct task_struct", head, "scx.tasks_node"):
+                if task.scx.flags.value_() & cursor:
+                    continue
+                seen.add(task.value_())
+                scx_order.append(task)
+        # The first CPU's idle task is in neither list, and in the report when its CPU is idle.
+        for task in (*for_each_task(self.prog), *(self.rq(cpu).curr for cpu in self.cpus)):
+            if task.value_() not in seen:
+                seen.add(task.value_())
+                others.append(task)
+        return scx_order, others
+
+    @staticmethod
+    def number(pid):
+        """A struct pid's number; a task that was reaped has lost its own (__unhash_process()).
+
+        The check is needed: QEMU's cores map physical memory at address 0 upwards, so that
+        drgn reads something through a null pointer instead of failing.
+        """
+        return pid.numbers[0].nr.value_() if pid.value_() else None
+
+    def task(self, task):
+        signal = task.signal
+        pids = self.enum("pid_type")
+        out = self.named(task)
+        out.update(
+            tgid=task.tgid.value_(),
+            group_leader_pid=task.group_leader.pid.value_(),
+            real_parent_pid=task.real_parent.pid.value_(),
+            real_parent_comm=text(task.real_parent.comm),
+            prio=task.prio.value_(),
+            static_prio=task.static_prio.value_(),
+            normal_prio=task.normal_prio.value_(),
+            rt_priority=task.rt_priority.value_(),
+            policy=task.policy.value_(),
+            sched_class=self.classes.get(task.sched_class.value_()),
+            core_cookie=value(task, "core_cookie"),
+            nvcsw=task.nvcsw.value_(),
+            nivcsw=task.nivcsw.value_(),
+            utime=task.utime.value_(),
+            stime=task.stime.value_(),
+            cpu=task_cpu(task),
+            state=task_state_to_char(task),
+            on_rq=value(task, "on_rq"),
+            on_cpu=value(task, "on_cpu"),
+            cpus_allowed=cpumask_to_cpulist(task.cpus_ptr[0]),
+            nr_cpus_allowed=task.nr_cpus_allowed.value_(),
+            migration_disabled=value(task, "migration_disabled"),
+        )
+        if signal.value_():
+            try:
+                out["signal"] = {
+                    "pgid": self.number(signal.pids[pids["PIDTYPE_PGID"]]),
+                    "sid": self.number(signal.pids[pids["PIDTYPE_SID"]]),
+                    "nr_threads": signal.nr_threads.value_(),
+                    "nvcsw": signal.nvcsw.value_(),
+                    "nivcsw": signal.nivcsw.value_(),
+                    "utime": signal.utime.value_(),
+                    "stime": signal.stime.value_(),
+                }
+            except FaultError:
+                pass
+        if self.ext:
+            scx = task.scx
+            shift = self.prog.constant("SCX_OPSS_QSEQ_SHIFT").value_()
+            opss = scx.ops_state.counter.value_() & (1 << 64) - 1
+            names = {v: n for n, v in self.enum("scx_ops_state").items() if "QSEQ" not in n and "MASK" not in n}
+            out["scx"] = {
+                "weight": scx.weight.value_(),
+                "flags": scx.flags.value_(),
+                "state": self.scx_state(scx.flags.value_()),
+                "slice": scx.slice.value_(),
+                "dsq_vtime": scx.dsq_vtime.value_(),
+                "dsq_flags": scx.dsq_flags.value_(),
+                "dsq": scx.dsq.value_(),
+                "dsq_id": scx.dsq.id.value_() if scx.dsq.value_() else None,
+                "ddsp_dsq_id": scx.ddsp_dsq_id.value_(),
+                "holding_cpu": scx.holding_cpu.value_(),
+                "sticky_cpu": scx.sticky_cpu.value_(),
+                "ops_state": names.get(opss & (1 << shift) - 1, opss & (1 << shift) - 1),
+                "ops_qseq": opss >> shift,
+                "runnable_at": scx.runnable_at.value_(),
+            }
+        return out
+
+    def scx_state(self, flags):
+        """The name of the task's state, as each kernel's enums spell it."""
+        mask = self.enums["scx_ent_flags"]["SCX_TASK_STATE_MASK"]
+        old = self.enum("scx_task_state")
+        if old:
+            shift = self.enums["scx_ent_flags"]["SCX_TASK_STATE_SHIFT"]
+            found = [n for n, v in old.items() if v == (flags & mask) >> shift and n != "SCX_TASK_NR_STATES"]
+        else:
+            states = ("NONE", "INIT_BEGIN", "INIT", "READY", "ENABLED", "DEAD")
+            ent = self.enums["scx_ent_flags"]
+            found = [f"SCX_TASK_{s}" for s in states if ent.get(f"SCX_TASK_{s}") == flags & mask]
+        return found[0] if found else (flags & mask)
+
+    # CPU time
+
+    def cpu_time(self):
+        out = []
+        usage = self.enum("cpu_usage_stat")
+        for cpu in self.cpus:
+            times = per_cpu(self.prog["kernel_cpustat"], cpu).cpustat
+            stat = per_cpu(self.prog["kstat"], cpu)
+            tick = per_cpu(self.prog["tick_cpu_sched"], cpu)
+            out.append(
+                {
+                    "cpu": cpu,
+                    "times": {
+                        name: times[usage[f"CPUTIME_{name.upper()}"]].value_()
+                        for name in ("user", "nice", "system", "softirq", "irq", "idle", "iowait", "steal")
+                    },
+                    "softirqs": [n.value_() for n in stat.softirqs],
+                    "irqs_sum": stat.irqs_sum.value_(),
+                    "iowait_sleeptime": value(tick, "iowait_sleeptime"),
+                }
+            )
+        return out
+
+
+def read(path, vmlinux=None):
+    prog, notes, source = open_core(path, vmlinux)
+    reader = Reader(prog, notes)
+    scheds = reader.schedulers()
+    attached = reader.root() is not None if reader.ext else False
+    # A report is about the attached root, else the scheduler that was thrown out last.
+    subject = (scheds[0] if attached else scheds[-1])[1] if scheds else None
+    scx_order, others = reader.all_tasks()
+    return {
+        "drgn": drgn.__version__ if hasattr(drgn, "__version__") else "?",
+        "types": "dwarf" if vmlinux else "btf",
+        "vmcoreinfo": source,
+        "sched_ext": reader.ext,
+        "attached": attached,
+        "enums": reader.enums,
+        "kernel": reader.kernel(),
+        "vcpus": reader.vcpus(),
+        "schedulers": [reader.scheduler(*s) for s in scheds],
+        "subject": subject.value_() if subject is not None else None,
+        "exit_info": reader.exit_info(subject) if subject is not None else None,
+        "events": reader.events(subject) if subject is not None else {},
+        "run_queues": reader.run_queues(),
+        "dsqs": [reader.dsq(*d) for d in reader.dsqs(scheds)] if reader.ext else [],
+        "scx_tasks_order": [t.value_() for t in scx_order],
+        "tasks": [reader.task(t) for t in scx_order + others],
+        "cpu_time": reader.cpu_time(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description="List what drgn reads of sched_ext in a core, as JSON.")
+    parser.add_argument("core")
+    parser.add_argument("--vmlinux", help="take types from this file's DWARF, not from the core's BTF")
+    parser.add_argument("-o", "--output", help="write here instead of standard output")
+    args = parser.parse_args()
+    out = open(args.output, "w", encoding="utf-8") if args.output else sys.stdout
+    json.dump(read(args.core, args.vmlinux), out, indent=1)
+    out.write("\n")
+
+
+if __name__ == "__main__":
+    main()
