@@ -51,10 +51,12 @@ GONE = "the map was gone when the second state was saved; few of its values may 
 FREED = "a slot was allocated after the first saved state and freed, which clears it, before the second"
 PAYLOAD = "written between the saved arena and the core; most of its values are equal"
 PAGES = "pages were allocated between the two saved states"
+LEFT = "its element was written after the first saved state and taken out before the second"
 TWICE = "its element was written between the two saved states, this member with the same value"
 LOCKS = "before 7.0 the kernel still counts the lock counters that 6.16 dropped: 32 bytes a CPU"
 NO_COUNT = "this kernel counts 0 for arenas; ours are the pages that exist"
 COUNTED = "it counts elements that came or went since"
+CAN_LOSE = ("hash", "lru_hash", "percpu_hash", "lru_percpu_hash")
 PERF_CLOSED = "the kernel takes perf events out when the file is closed through which they were put in"
 
 
@@ -431,7 +433,7 @@ class Map:
                 self.value_type = 0
         self.entries = 0
         self.untyped_pointers = set()
-        self.element_moved = False
+        self.element_moved = self.element_left = False
         self.equal = self.unchecked = 0
         # Only one value by itself: nothing of what the kernel hides, nothing that it points to.
         self.alone = False
@@ -485,6 +487,7 @@ class Map:
         later = later if isinstance(later, bytes) else None
         # Sections hold variables that have nothing to do with each other.
         self.element_moved = later is not None and later != data and not self.name.count(".")
+        self.element_left = later is None and self.later is not None and self.kind in CAN_LOSE
         if rendered is not None:
             if text is None and self.value_type:
                 text = self.types.text(self.value_type, data)
@@ -538,8 +541,9 @@ class Map:
                 if word in self.untyped_pointers and not any(theirs[at:at + 8]):
                     left -= set(range(at, at + 8))
                     rule = UNTYPED
-        if left and not self.all.still and (self.later is None or later is not None and later != theirs):
-            left, rule = set(), GONE if self.later is None else MOVED
+        moved = later is not None and later != theirs
+        if left and not self.all.still and (self.later is None or self.element_left or moved):
+            left, rule = set(), GONE if self.later is None else LEFT if self.element_left else MOVED
         self.tally.allow("bytes", where, ours.hex(), theirs.hex(), rule, not left)
 
     def leaf(self, where, ours, theirs, later):
@@ -555,6 +559,8 @@ class Map:
         elif self.later is None:
             self.unchecked += 1
             self.tally.allow("typed", where, ours, theirs, GONE, not still)
+        elif self.element_left:
+            self.tally.allow("typed", where, ours, theirs, LEFT, not still)
         else:
             fits = self.element_moved and between(ours, theirs, theirs)[1]
             self.tally.allow("typed", where, ours, theirs, TWICE, fits and not still)
