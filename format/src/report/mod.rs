@@ -48,7 +48,7 @@ pub use dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, GuestSetupFailureContext,
     SCHEMA_DEGRADED, SCHEMA_DUAL, SCHEMA_SINGLE,
 };
-pub use hex::{Hex, hex_string};
+pub use hex::{Hex, hex_bytes, hex_string};
 pub use map::{
     FailureDumpArrayEntry, FailureDumpEntry, FailureDumpFdArray, FailureDumpMap,
     FailureDumpPercpuEntry, FailureDumpPercpuHashEntry, FailureDumpRingbuf, FailureDumpStackTrace,
