@@ -25,7 +25,7 @@ use crate::walk::dsq::{self, Dsq};
 use crate::walk::rq::{self, CpuRq};
 use crate::walk::sched::{self, Schedulers};
 use crate::walk::tasks::{self, Tasks};
-use crate::walk::{Limits, Remarks, cputime, events, exit_info};
+use crate::walk::{Limits, Remarks, cputime, events, exit_info, stacks};
 
 /// What to do beyond the defaults.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,11 +119,14 @@ pub fn analyze_timed(
         .collect();
     elsewhere.extend(dsqs.iter().flat_map(|dsq| dsq.tasks.iter().copied()));
     elsewhere.retain(|at| !at.is_null());
-    let (enriched, infos) = remarks.timed("tasks", |r| {
+    let (enriched, mut infos) = remarks.timed("tasks", |r| {
         let all = tasks.collect(&elsewhere, r);
         let first: HashSet<Kva> = elsewhere.iter().copied().collect();
         let kept = tasks::keep(all, &first, limits, r);
         tasks.records(&kept, &on_runnable_list, r)
+    });
+    remarks.timed("stacks", |r| {
+        stacks::read(kernel, &bpf, &btfs, &mut infos, limits, r);
     });
 
     let mut report = FailureDumpReport {

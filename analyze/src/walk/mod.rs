@@ -14,6 +14,7 @@ pub mod events;
 pub mod exit_info;
 pub mod rq;
 pub mod sched;
+pub mod stacks;
 pub mod tasks;
 
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ pub struct Limits {
     pub programs: usize,
     /// BPF links, and the functions of one link.
     pub links: usize,
+    /// Frames of one stack.
+    pub frames: usize,
 }
 
 impl Default for Limits {
@@ -63,6 +66,7 @@ impl Default for Limits {
             pages: 1024,
             programs: 16_384,
             links: 16_384,
+            frames: 128,
         }
     }
 }
@@ -92,6 +96,7 @@ impl Limits {
             pages: self.pages.max(n),
             programs: self.programs.max(n),
             links: self.links.max(n),
+            frames: self.frames.max(n),
         }
     }
 }

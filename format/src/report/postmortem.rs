@@ -613,6 +613,12 @@ pub struct TaskInfo {
     /// `task_struct.migration_disabled`: not 0, it must stay on its CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration_disabled: Option<u32>,
+    /// Its kernel stack, innermost frame first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<Frame>,
+    /// Why the stack ends before its first frame, or is missing. Absent when it is whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_end: Option<String>,
 }
 
 /// A section that is missing.

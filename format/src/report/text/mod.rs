@@ -14,6 +14,7 @@ mod map;
 mod postmortem;
 mod report;
 mod sparkline;
+mod stacks;
 mod value;
 
 use std::fmt::Write;

@@ -10,6 +10,7 @@ use super::super::postmortem::{
 use super::bpf_maps::{arenas, maps};
 use super::bpf_objects;
 use super::escape::Escaped;
+use super::stacks::{frame_line, stacks};
 
 /// Rows shown of one table. The JSON has all.
 pub(super) const SHOWN_ROWS: usize = 40;
@@ -38,6 +39,7 @@ impl fmt::Display for PostmortemReport {
             self.waiting(),
             self.queues(),
             self.cpus(),
+            section("stacks", Some(stacks(self))),
             self.counters(),
             section(
                 "bpf scheduler",
@@ -352,10 +354,7 @@ fn exit_info(exit: &ExitInfo) -> Vec<String> {
     if !exit.backtrace.is_empty() {
         lines.push("backtrace:".to_owned());
         for frame in exit.backtrace.iter().take(SHOWN_ROWS) {
-            let symbol = Escaped(frame.symbol.as_deref().unwrap_or("?"));
-            let source = frame.source.as_deref().map(Escaped);
-            let source = source.map_or(String::new(), |source| format!(" ({source})"));
-            lines.push(format!("  {:>18} {symbol}{source}", frame.addr));
+            lines.push(format!("  {}", frame_line(frame)));
         }
         lines.extend(more(exit.backtrace.len(), SHOWN_ROWS).map(|text| format!("  {text}")));
     }
