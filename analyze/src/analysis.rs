@@ -15,6 +15,7 @@ use scx_postmortem_format::report::{
 };
 
 use crate::addr::Kva;
+use crate::diagnose;
 use crate::kernel::{Kernel, cpu_list};
 use crate::recover::Casts;
 use crate::source::VcpuRegs;
@@ -222,6 +223,7 @@ pub fn analyze_timed(
     own.anomalies = remarks.anomalies;
     own.limits = remarks.limits;
     own.warnings.clone_from(&kernel.image.warnings);
+    own.findings = diagnose::findings(&own);
     report.postmortem = Some(Box::new(own));
     (report, remarks.times)
 }

@@ -15,7 +15,7 @@ use scx_postmortem_analyze::source::{self, Image};
 use scx_postmortem_analyze::walk::Limits;
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use scx_postmortem_format::report::{
-    Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, text_report,
+    Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, brief_report, text_report,
 };
 
 /// The exit codes, a part of the interface: scripts branch on them.
@@ -100,6 +100,9 @@ struct ReportArgs {
     /// Form of the report.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// End the text after the findings.
+    #[arg(long, conflicts_with = "format")]
+    brief: bool,
     /// Where to write it; appears only when complete. Default, and `-`: standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -246,6 +249,7 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     let code = exit_code(&kernel, &report);
     let any = FailureDumpReportAny::from(report);
     let text = match args.format {
+        Format::Text if args.brief => Ok(brief_report(&any)),
         Format::Text => Ok(text_report(&any)),
         Format::Json => any.to_json(),
         Format::JsonPretty => any.to_json_pretty(),

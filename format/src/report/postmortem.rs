@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bpf_maps::{AllocatorInfo, ArenaInfo, Callback, MapInfo};
 use super::bpf_objects::{ActiveInfo, LinkInfo, MapRef, ProgramInfo};
+use super::findings::Finding;
 use super::hex::Hex;
 use super::omit::is_false;
 use super::recovered::RecoveredPointers;
@@ -27,6 +28,9 @@ pub struct PostmortemReport {
     /// The verdict in short sentences: what died, who waited, where and for how long.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headline: Vec<String>,
+    /// Why it happened, as far as rules can tell: the first is the verdict.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

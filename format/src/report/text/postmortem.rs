@@ -24,6 +24,7 @@ impl fmt::Display for PostmortemReport {
         let sections = [
             self.title(),
             self.headline(),
+            self.findings(),
             section(
                 "damage",
                 Some(
@@ -54,19 +55,15 @@ impl fmt::Display for PostmortemReport {
             self.limits(),
             self.provenance(),
         ];
-        let mut first = true;
-        for text in sections.iter().map(|text| text.trim_end()) {
-            if text.is_empty() {
-                continue;
-            }
-            if !first {
-                f.write_str("\n\n")?;
-            }
-            first = false;
-            f.write_str(text)?;
-        }
-        Ok(())
+        f.write_str(&joined(&sections))
     }
+}
+
+/// The sections that are not empty, with an empty line between them.
+fn joined(sections: &[String]) -> String {
+    let texts = sections.iter().map(|text| text.trim_end());
+    let texts: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
+    texts.join("\n\n")
 }
 
 /// A heading and its indented lines, if there are any.
@@ -106,6 +103,30 @@ impl PostmortemReport {
             .iter()
             .map(|line| format!("* {}", Escaped(line)));
         section("what happened", Some(lines.collect()))
+    }
+
+    /// The first sections: what happened, and why.
+    pub(super) fn brief(&self) -> String {
+        joined(&[self.title(), self.headline(), self.findings()])
+    }
+
+    fn findings(&self) -> String {
+        let mut lines = Vec::new();
+        for (number, finding) in (1..).zip(&self.findings) {
+            lines.push(format!(
+                "{number}. {} [{}, {}]",
+                Escaped(&finding.what),
+                Escaped(&finding.confidence),
+                Escaped(&finding.rule)
+            ));
+            let evidence = finding.evidence.iter();
+            let evidence =
+                evidence.map(|e| format!("{} = {}", Escaped(&e.path), Escaped(&e.value)));
+            lines.extend(evidence.map(|fact| format!("     {fact}")));
+            let advice = finding.advice.iter();
+            lines.extend(advice.map(|advice| format!("   → {}", Escaped(advice))));
+        }
+        section("findings", Some(lines))
     }
 
     fn other_schedulers(&self) -> String {
