@@ -24,7 +24,7 @@ fn report(kernel: &Kernel) -> PostmortemReport {
 fn functions(task: &TaskInfo) -> Vec<&str> {
     let names = task.stack.iter().map(|frame| {
         let symbol = frame.symbol.as_deref().expect("every frame has a name");
-        &symbol[..symbol.find('+').unwrap()]
+        symbol.split('+').next().unwrap()
     });
     names.collect()
 }
