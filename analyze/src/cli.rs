@@ -370,10 +370,14 @@ fn export(file: &Path, output: &Path) -> Result<u8, Failure> {
     let done = source::export(file, output, &|done, total| progress.show(done, total));
     progress.clear();
     match done {
-        Ok(None) => Ok(exit::OK),
-        Ok(Some(warning)) => Err(Failure(
+        Ok(source::Exported::Whole(None)) => Ok(exit::OK),
+        Ok(source::Exported::Whole(Some(warning))) => Err(Failure(
             exit::DEGRADED,
-            format!("{}: exported what is there: {warning}", output.display()),
+            format!("{}: the core is whole, but {warning}", output.display()),
+        )),
+        Ok(source::Exported::Partial(kept, warning)) => Err(Failure(
+            exit::DEGRADED,
+            format!("what there is was kept as {}: {warning}", kept.display()),
         )),
         Err(source::ExportError::Input(error)) => Err(error.into()),
         Err(source::ExportError::Output(cause)) => Err(Failure::output(output, cause)),
