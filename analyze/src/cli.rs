@@ -238,6 +238,9 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
             .to_string(),
         )
     })?;
+    if args.vmlinux.is_some() && kernel.provenance.iter().all(|p| p.source != "--vmlinux") {
+        eprintln!("--vmlinux was not needed: the image has symbols and types of its own");
+    }
     let limits = Limits::default();
     let options = Options {
         limits: args.limit.map_or(limits, |n| limits.raised_to(n)),
