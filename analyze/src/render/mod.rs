@@ -262,6 +262,8 @@ struct Pass<'s, 'k> {
     chase_left: usize,
     /// Members and elements that the value may still have.
     parts_left: usize,
+    /// There were not enough of them, or of the scope's.
+    exhausted: bool,
 }
 
 impl<'s, 'k> Pass<'s, 'k> {
@@ -273,13 +275,18 @@ impl<'s, 'k> Pass<'s, 'k> {
             in_cast: false,
             chase_left: MAX_CHASED,
             parts_left: MAX_PARTS,
+            exhausted: false,
         }
     }
 
     /// Takes parts of what this value and its scope may still have.
     fn take(&mut self, parts: usize) -> bool {
         let enough = parts <= self.parts_left && self.scope.budget.take(parts);
-        self.parts_left = if enough { self.parts_left - parts } else { 0 };
+        self.parts_left = match self.parts_left.checked_sub(parts) {
+            Some(left) if enough => left,
+            _ => 0,
+        };
+        self.exhausted |= !enough;
         enough
     }
 
@@ -371,7 +378,7 @@ impl<'s, 'k> Pass<'s, 'k> {
                 element if !cut || matches!(element, RenderedValue::Truncated { .. }) => element,
                 element => truncated(size, rest.len(), element),
             });
-            if cut || self.parts_left == 0 {
+            if cut || self.exhausted {
                 break;
             }
         }
@@ -394,24 +401,26 @@ impl<'s, 'k> Pass<'s, 'k> {
         let mut members = Vec::new();
         for (member, index) in btf.members(ty.id).zip(0u32..) {
             if !self.take_text(member.name) {
+                members.push(RenderedMember::new("", self.no_parts()));
                 break;
             }
             let bit = to_usize(u64::from(member.bit_offset));
             let offset = bit / 8;
             if offset >= bytes.len() && bytes.len() < size {
-                if !self.take(1) {
-                    break;
+                if self.take(1) {
+                    continue;
                 }
-                continue;
+                members.push(RenderedMember::new(member.name, self.no_parts()));
+                break;
             }
             let rest = bytes.get(offset..).unwrap_or_default();
             let value = if member.bits != 0 {
                 self.bit_field(btf, member.ty, rest, bit % 8, member.bits)
             } else if !bit.is_multiple_of(8) {
-                if !self.take(1) {
-                    break;
+                match self.take(1) {
+                    true => unsupported(reason::member_offset(member.bit_offset)),
+                    false => self.no_parts(),
                 }
-                unsupported(reason::member_offset(member.bit_offset))
             } else {
                 self.at = at.map(|at| at.wrapping_add(to_u64(offset)));
                 match self.recovered(btf, ty.id, offset, member.ty) {
@@ -425,7 +434,7 @@ impl<'s, 'k> Pass<'s, 'k> {
                 }
                 value => members.push(RenderedMember::new(member.name, value)),
             }
-            if self.parts_left == 0 {
+            if self.exhausted {
                 break;
             }
         }
@@ -487,7 +496,7 @@ impl<'s, 'k> Pass<'s, 'k> {
         let elements = bytes.chunks(size).take(shown);
         let elements = elements
             .map_while(|bytes| {
-                (self.parts_left > 0).then_some(())?;
+                (!self.exhausted).then_some(())?;
                 Some(self.cast(btf, target, array.element, bytes, depth + 2))
             })
             .collect();
@@ -523,6 +532,10 @@ impl<'s, 'k> Pass<'s, 'k> {
         let at = self.at;
         let mut members = Vec::new();
         for variable in btf.section(ty.id) {
+            if !self.take_text(variable.name) {
+                members.push(RenderedMember::new("", self.no_parts()));
+                break;
+            }
             let start = to_usize(u64::from(variable.offset));
             let size = to_usize(u64::from(variable.size));
             let rest = bytes.get(start..).unwrap_or_default();
@@ -539,7 +552,7 @@ impl<'s, 'k> Pass<'s, 'k> {
                 ),
             };
             members.push(RenderedMember::new(variable.name, value));
-            if !self.take_text(variable.name) || self.parts_left == 0 {
+            if self.exhausted {
                 break;
             }
         }

@@ -51,11 +51,13 @@ const MAX_USED_MAPS: u64 = 64;
 const MAX_BYTES: u64 = 1 << 28;
 const MIN_BYTES: u64 = 1 << 18;
 /// Parts (members, elements) of the rendered values of all maps together, of one at least, and
-/// of one at most: types are the guest's word too, and can make any number of parts out of a few
-/// bytes.
-const ALL_PARTS: usize = 1 << 24;
-const MIN_PARTS: usize = 1 << 16;
-const MAX_PARTS: usize = 1 << 20;
+/// of one at most, for each entry that a map may have: types are the guest's word too, and can
+/// make any number of parts out of a few bytes.
+const ALL_PARTS: usize = 4096;
+const MIN_PARTS: usize = 16;
+const MAX_PARTS: usize = 256;
+/// The least entries that parts are reckoned by.
+const MIN_ENTRIES: usize = 4096;
 /// Reasons that name single elements of one map; more are counted.
 const MAX_NOTES: usize = 8;
 /// Largest value that is read (the shared format's limit).
@@ -141,10 +143,12 @@ struct Share {
 
 impl Share {
     /// The share of one of `count` maps.
-    fn of(count: usize) -> Self {
+    fn of(count: usize, limits: &Limits) -> Self {
+        let parts = |each: usize| limits.entries.max(MIN_ENTRIES).saturating_mul(each);
+        let all = parts(ALL_PARTS) / count.max(1);
         Self {
             bytes: (MAX_BYTES / to_u64(count).max(1)).max(MIN_BYTES),
-            parts: (ALL_PARTS / count.max(1)).clamp(MIN_PARTS, MAX_PARTS),
+            parts: all.max(parts(MIN_PARTS)).min(parts(MAX_PARTS)),
         }
     }
 }
@@ -253,7 +257,7 @@ pub fn read(
         .collect();
     btfs.load_all(&needed);
     let arenas = arenas(kernel, &listed);
-    let share = Share::of(listed.len());
+    let share = Share::of(listed.len(), limits);
     let arena_of = |at: Kva| {
         let arena = users.arenas.get(&at).and_then(|a| arenas.get(a));
         // A map that no program uses: where there is one arena, it can only be that one.
@@ -270,7 +274,7 @@ pub fn read(
         .filter_map(|&(_, at)| open(at).ok())
         .filter(|(map, _)| heap::is_section(map))
         .collect();
-    let slot_bytes = Share::of(sections.len()).bytes;
+    let slot_bytes = Share::of(sections.len(), limits).bytes;
     let sections: Vec<_> = sections
         .into_par_iter()
         .filter_map(|(map, found)| heap::section(&map, found.own.id, slot_bytes))
