@@ -265,10 +265,10 @@ fn spare_pages(scope: &Scope<'_>, at: Kva) -> Result<Vec<(u32, u64)>> {
         pages.push((low32(pointer), PAGE));
         let slots = btf.array(stack.ty).map_or(0, |a| u64::from(a.len));
         let held = le_u64(&bytes, to_usize(btf.field(ty, "idx")?.offset)).unwrap_or(0);
-        for slot in 0..held.min(slots) {
-            let page = le_u64(&bytes, to_usize(stack.offset + slot * 8)).unwrap_or(0);
-            pages.push((low32(page), PAGE));
-        }
+        let slots = held.min(slots).min(PAGE / 8);
+        let offsets = (0..slots).map(|slot| stack.offset.saturating_add(slot * 8));
+        let held = offsets.map_while(|offset| le_u64(&bytes, to_usize(offset)));
+        pages.extend(held.map(|page| (low32(page), PAGE)));
     }
     Ok(pages)
 }
