@@ -259,6 +259,23 @@ fn the_scheduler_is_found_in_more_than_one_way() {
     assert_eq!(own.active.unwrap().found_by, "first struct_ops program");
     assert_eq!(report.active_obj_name.as_deref(), Some("demo"));
     assert_eq!(report.active_map_kvas, [active.maps[0].kva.0]);
+
+    // No section map by name: what the kernel says of the scheduler stands, with a remark.
+    let mut changes = vec![u64_at(&ops, "priv", 0), u64_at(&ops, "enqueue", 0)];
+    for map in &guest.own.maps {
+        if let Some(dot) = map.name.rfind('.') {
+            let map = guest.kernel.object("struct bpf_map", Kva(map.kva.0));
+            let name = map.unwrap().member("name").unwrap().address();
+            changes.push((name.add(dot as u64), vec![b'_']));
+        }
+    }
+    let own = guest.with(&changes);
+    let left = own.active.unwrap();
+    assert_eq!((left.found_by.as_str(), left.struct_ops_map), ("", None));
+    assert_eq!(left.ops_name, active.ops_name);
+    assert_eq!(left.sched_kva, active.sched_kva);
+    let remark = own.anomalies.iter().find(|a| a.section == "active");
+    assert_eq!(remark.unwrap().address, active.sched_kva);
 }
 
 #[test]

@@ -97,8 +97,11 @@ impl PhysicalMemory for Patched {
             return Err(Error::NotCaptured(Gpa(lost.start.max(gpa.0))));
         }
         self.inner.read(gpa, buf)?;
-        for (at, byte) in (gpa.0..).zip(buf) {
-            for (start, bytes) in &self.bytes {
+        for (start, bytes) in &self.bytes {
+            if *start >= end || start + bytes.len() as u64 <= gpa.0 {
+                continue;
+            }
+            for (at, byte) in (gpa.0..).zip(buf.iter_mut()) {
                 let new = at
                     .checked_sub(*start)
                     .and_then(|o| bytes.get(usize::try_from(o).ok()?));

@@ -183,3 +183,17 @@ fn map_types() {
     assert_eq!(map_type_name(1), Some("hash"));
     assert_eq!(map_type_name(35), None);
 }
+
+#[test]
+fn sentences_with_a_limit_are_those_of_the_format_at_its_own_limit() {
+    let limit = limits::MAX_HASH_ENTRIES;
+    assert_eq!(map::hash_truncated(limit), map::HASH_TRUNCATED);
+    assert_eq!(
+        map::percpu_hash_truncated(limit),
+        map::PERCPU_HASH_TRUNCATED
+    );
+    assert_eq!(
+        map::local_storage_truncated(limit),
+        map::LOCAL_STORAGE_TRUNCATED
+    );
+}

@@ -1221,3 +1221,87 @@ fn long_tables_are_cut() {
     assert!(text.ends_with("    … 34 more (in the JSON)"), "{text}");
     assert!(text.contains(&format!(" {}…  ", "c".repeat(47))), "{text}");
 }
+
+#[test]
+fn slots_are_shown_with_their_owners_and_no_allocator_is_left_out() {
+    let owner = |idx: i32, id: u64, name: &str| SlotOwner {
+        idx,
+        genn: 1,
+        map_id: 6,
+        owner: StorageOwner {
+            kind: "task".into(),
+            id: Some(id),
+            name: Some(name.into()),
+            ..StorageOwner::default()
+        },
+    };
+    let mut own = PostmortemReport::new("analyze");
+    own.arenas = vec![ArenaInfo {
+        map_id: 4,
+        name: "arena".into(),
+        error: Some("3 pages were found; no more".into()),
+        other_types: vec!["struct a".into(), "struct b".into()],
+        ..ArenaInfo::default()
+    }];
+    let all = AllocatorInfo {
+        name: "tasks".into(),
+        arena_id: Some(4),
+        elem_size: 64,
+        live: 5000,
+        shown: 4999,
+        // More than a text shows.
+        owners: (0..4097).map(|i| owner(i, 264, "hold-0")).collect(),
+        ..AllocatorInfo::default()
+    };
+    let lost = AllocatorInfo {
+        name: "others".into(),
+        arena_id: None,
+        owners: vec![owner(7, 1, "\x1b[31m"), owner(7, 2, "b")],
+        ..AllocatorInfo::default()
+    };
+    own.allocators = vec![lost, all];
+    let report = FailureDumpReport {
+        postmortem: Some(Box::new(own)),
+        ..FailureDumpReport::default()
+    };
+    let text = text_report(&report.into());
+    for line in [
+        "  4 arena: not all pages known",
+        "    pages: 3 pages were found; no more",
+        "    known by their members only: struct a, struct b",
+        "    tasks: 5000 live of 64 bytes, 4097 with a known owner, payload of unknown type, the first 4999 are shown",
+        "      [64] gen 1 task 264 hold-0",
+        "      … 1 more (in the JSON)",
+        "  allocators of which the arena is not known:",
+        "    others: 0 live of 0 bytes, 1 with a known owner, payload of unknown type",
+        "      [7] gen 1 task 2 b",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line}");
+    }
+    assert!(!text.contains('\x1b'));
+}
+
+#[test]
+fn no_map_is_cut_from_the_table_of_maps() {
+    let mut own = PostmortemReport::new("analyze");
+    own.maps = (1..=100)
+        .map(|id| MapInfo {
+            id,
+            name: format!("map_{id}"),
+            flags: Some(Flags {
+                raw: 0x401.into(),
+                names: vec!["NO_PREALLOC".into(), "MMAPABLE".into()],
+            }),
+            memory_error: (id == 3).then(|| "not captured".into()),
+            ..MapInfo::default()
+        })
+        .collect();
+    let report = FailureDumpReport {
+        postmortem: Some(Box::new(own)),
+        ..FailureDumpReport::default()
+    };
+    let text = text_report(&report.into());
+    let rows = text.lines().filter(|l| l.ends_with("NO_PREALLOC|MMAPABLE"));
+    assert_eq!(rows.count(), 100, "{text}");
+    assert!(text.contains("    bytes not known: not captured"), "{text}");
+}

@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 const MAGIC: u16 = 0xeb9f;
 /// `BTF_MAX_TYPE` is 2^20 - 1.
 const MAX_TYPES: usize = 1 << 20;
+/// Longest string that is believed: names have at most 512 bytes (`KSYM_NAME_LEN`), and scanning
+/// for an end that is megabytes away would be paid for every member.
+const MAX_STRING: usize = 4096;
 /// Longest chain of typedefs and qualifiers.
 const MAX_MODIFIERS: usize = 32;
 /// Deepest nesting of anonymous structs that a member search enters.
@@ -442,12 +445,13 @@ impl Btf {
         }
         let strings = home.data.get(home.strings.clone()).unwrap_or_default();
         let from = strings.get(offset..).unwrap_or_default();
+        let from = from.get(..MAX_STRING).unwrap_or(from);
         from.get(..memchr::memchr(0, from).unwrap_or(0))
             .unwrap_or_default()
     }
 
     /// The string at an offset into the string section, as line information has them; empty for
-    /// one that is not there.
+    /// one that is not there or longer than 4 KiB.
     #[must_use]
     pub fn string(&self, offset: u32) -> &str {
         std::str::from_utf8(self.raw_name(offset)).unwrap_or("")

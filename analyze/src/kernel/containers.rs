@@ -328,8 +328,13 @@ impl Kernel {
                 end = WalkEnd::Limit(limit);
             }
             for index in 0..size.min(MAX_BUCKETS) {
-                let Some(bucket) = self.rht_bucket(buckets, index, size, nest)? else {
-                    continue;
+                let bucket = match self.rht_bucket(buckets, index, size, nest) {
+                    Ok(Some(bucket)) => bucket,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        end = WalkEnd::Broken(buckets, error);
+                        continue;
+                    }
                 };
                 // Bit 0 of the head is the bucket's lock; an odd pointer further on is the end.
                 let first = self.read_ptr(bucket).map(|head| Kva(head.0 & !1));

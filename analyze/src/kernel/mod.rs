@@ -27,6 +27,7 @@ pub use self::btf::{Btf, Field, TypeId};
 pub use self::containers::{Walk, WalkEnd};
 pub use self::cpus::cpu_list;
 use self::kallsyms::Kallsyms;
+pub use self::paging::Mapped;
 use self::paging::PageTable;
 use self::vmcoreinfo::Vmcoreinfo;
 use crate::addr::{Gpa, Kva};
@@ -438,10 +439,8 @@ impl Kernel {
 
     /// The mapped 4 KiB pages from `start` up to `end`, ascending, at most `limit`: found
     /// through the page tables, so that the cost is that of what is mapped.
-    ///
-    /// # Errors
-    /// When a page table cannot be read.
-    pub fn mapped_pages(&self, start: Kva, end: Kva, limit: usize) -> Result<Vec<(Kva, Gpa)>> {
+    #[must_use]
+    pub fn mapped_pages(&self, start: Kva, end: Kva, limit: usize) -> Mapped {
         self.page_table
             .mapped(&*self.image.memory, start, end, limit)
     }

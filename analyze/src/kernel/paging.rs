@@ -3,6 +3,8 @@
 //! Mirrors `arch/x86/include/asm/pgtable*.h`. Page tables are read from the image like anything
 //! else, so a hostile one can only lead to an error.
 
+use std::ops::Range;
+
 use crate::addr::{Gpa, Kva};
 use crate::bytes::{le_u64, to_usize};
 use crate::error::{Error, Result};
@@ -80,99 +82,140 @@ impl PageTable {
     }
 
     /// The mapped 4 KiB pages from `start` up to `end`, ascending, at most `limit`. Tables that
-    /// map nothing are skipped whole.
-    ///
-    /// # Errors
-    /// When a table cannot be read.
+    /// map nothing are skipped whole, and so are those that cannot be read, which is noted.
+    #[must_use]
     pub fn mapped(
         &self,
         memory: &dyn PhysicalMemory,
         start: Kva,
         end: Kva,
         limit: usize,
-    ) -> Result<Vec<(Kva, Gpa)>> {
-        let mut found = Vec::new();
+    ) -> Mapped {
+        let mut found = Mapped::default();
         let mut at = Kva(start.0 & !0xfff);
         // The last table of PTEs that was read: neighbours share it.
         let mut cached: Option<(Gpa, Box<[u8; 4096]>)> = None;
-        while at < end && found.len() < limit {
-            match self.find_table(memory, at)? {
-                Err(shift) => {
-                    // Not present: on to what the next entry of that level covers.
-                    let Some(next) = (at.0 >> shift).checked_add(1) else {
-                        break;
-                    };
-                    let next = next.wrapping_shl(shift);
-                    if next <= at.0 {
-                        break;
-                    }
-                    at = Kva(next);
-                }
-                Ok(Table::Huge(mapping)) => {
-                    found.push((at, mapping.gpa));
-                    at = at.add(4096);
-                }
-                Ok(Table::Ptes(table)) => {
-                    if cached.as_ref().is_none_or(|(of, _)| *of != table) {
-                        let mut page = Box::new([0; 4096]);
-                        memory.read(table, &mut page[..])?;
-                        cached = Some((table, page));
-                    }
-                    let Some((_, page)) = &cached else { break };
-                    let first = to_usize(at.0 >> 12 & 0x1ff);
-                    for index in first..512 {
-                        let entry = le_u64(&page[..], index * 8).unwrap_or(0) & !self.sme_mask;
-                        if at >= end || found.len() >= limit {
-                            break;
-                        }
-                        if entry & PRESENT != 0 {
-                            found.push((at, Gpa(entry & ADDRESS)));
-                        }
-                        let Some(next) = at.0.checked_add(4096) else {
-                            return Ok(found);
-                        };
-                        at = Kva(next);
-                    }
+        while at < end {
+            if found.pages.len() >= limit {
+                found.cut = true;
+                break;
+            }
+            let mut table = self.find_table(memory, at);
+            if let Table::Ptes(ptes) = table
+                && cached.as_ref().is_none_or(|(of, _)| *of != ptes)
+            {
+                let mut page = Box::new([0; 4096]);
+                match memory.read(ptes, &mut page[..]) {
+                    Ok(()) => cached = Some((ptes, page)),
+                    Err(error) => table = Table::Unreadable(21, error),
                 }
             }
+            let next = match table {
+                // Not present: on to what the next entry of that level covers.
+                Table::Absent(shift) => next_multiple(at, shift),
+                Table::Unreadable(shift, error) => {
+                    let next = next_multiple(at, shift);
+                    found.note(at..next.unwrap_or(end).min(end), error);
+                    next
+                }
+                Table::Huge(gpa) => {
+                    found.pages.push((at, gpa));
+                    at.0.checked_add(4096).map(Kva)
+                }
+                Table::Ptes(_) => {
+                    let Some((_, page)) = &cached else { break };
+                    let mut next = Some(at);
+                    for index in to_usize(at.0 >> 12 & 0x1ff)..512 {
+                        let Some(here) = next.filter(|here| *here < end) else {
+                            break;
+                        };
+                        if found.pages.len() >= limit {
+                            break;
+                        }
+                        let entry = le_u64(&page[..], index * 8).unwrap_or(0) & !self.sme_mask;
+                        if entry & PRESENT != 0 {
+                            found.pages.push((here, Gpa(entry & ADDRESS)));
+                        }
+                        next = here.0.checked_add(4096).map(Kva);
+                    }
+                    next
+                }
+            };
+            match next {
+                Some(next) => at = next,
+                None => break,
+            }
         }
-        Ok(found)
+        found
     }
 
-    /// The table of PTEs, or the huge page, that `kva` lies in; else the shift of the level
-    /// whose entry is not present.
-    fn find_table(
-        &self,
-        memory: &dyn PhysicalMemory,
-        kva: Kva,
-    ) -> Result<std::result::Result<Table, u32>> {
+    /// What maps `kva`, one level above single pages.
+    fn find_table(&self, memory: &dyn PhysicalMemory, kva: Kva) -> Table {
         let levels = LEVELS.iter().skip(usize::from(!self.five_levels));
         let mut table = self.root;
-        for &(_, shift) in levels.clone() {
+        for &(_, shift) in levels {
             if shift == 12 {
                 break;
             }
             let mut raw = [0; 8];
-            memory.read(table.add((kva.0 >> shift & 0x1ff) * 8), &mut raw)?;
+            if let Err(error) = memory.read(table.add((kva.0 >> shift & 0x1ff) * 8), &mut raw) {
+                // All of this table: it is one page.
+                return Table::Unreadable(shift + 9, error);
+            }
             let entry = u64::from_le_bytes(raw) & !self.sme_mask;
             if entry & PRESENT == 0 {
-                return Ok(Err(shift));
+                return Table::Absent(shift);
             }
             if entry & HUGE != 0 && (shift == 21 || shift == 30) {
-                return self.walk(memory, kva).map(|m| Ok(Table::Huge(m)));
+                let offset_mask = (1u64 << shift) - 1;
+                let base = entry & ADDRESS & !offset_mask;
+                return Table::Huge(Gpa(base | (kva.0 & offset_mask)));
             }
             table = Gpa(entry & ADDRESS);
         }
-        Ok(Ok(Table::Ptes(table)))
+        Table::Ptes(table)
     }
+}
+
+/// The first multiple of `1 << shift` above `at`; `None` at the end of the address space.
+fn next_multiple(at: Kva, shift: u32) -> Option<Kva> {
+    let next = (at.0 >> shift).checked_add(1)?;
+    next.checked_mul(1u64.checked_shl(shift)?).map(Kva)
 }
 
 /// What maps an address, one level above single pages.
 enum Table {
     /// A page of PTEs at this address.
     Ptes(Gpa),
-    /// A huge page.
-    Huge(Mapping),
+    /// A huge page: the address in it.
+    Huge(Gpa),
+    /// The entry is not present at the level with this shift.
+    Absent(u32),
+    /// A table cannot be read that covers so many bits of the address.
+    Unreadable(u32, Error),
+}
+
+/// The pages that the page tables map in a range of addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// The pages, ascending.
+    pub pages: Vec<(Kva, Gpa)>,
+    /// Ranges whose tables cannot be read, ascending, with the reasons: whether there are pages
+    /// is not known.
+    pub unreadable: Vec<(Range<Kva>, Error)>,
+    /// There are more pages than were asked for.
+    pub cut: bool,
+}
+
+impl Mapped {
+    fn note(&mut self, range: Range<Kva>, error: Error) {
+        match self.unreadable.last_mut() {
+            Some((last, known)) if last.end == range.start && *known == error => {
+                last.end = range.end;
+            }
+            _ => self.unreadable.push((range, error)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -274,5 +317,40 @@ mod tests {
             table(false).walk(&memory, Kva(0)),
             Err(Error::Hole(Gpa(0xdead_b000)))
         );
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_read_costs_what_it_covers() {
+        // Two gigabytes: in the first, two tables of PTEs, one of which is nowhere, and a table
+        // of PMDs that is nowhere for the second.
+        let kva = Kva(0xffff_c900_0000_0000);
+        let index = |kva: Kva, shift: u32| usize::try_from((kva.0 >> shift) & 0x1ff).unwrap() * 8;
+        let (nowhere, more) = (0xdead_b003, kva.add(1 << 30));
+        let memory = Words::new(&[
+            (0x1000 + index(kva, 39), 0x2003),
+            (0x2000 + index(kva, 30), 0x3003),
+            (0x2000 + index(more, 30), nowhere),
+            (0x3000 + index(kva, 21), nowhere),
+            (0x3000 + index(kva.add(1 << 21), 21), 0x4003),
+            (0x4000 + index(kva.add(0x5000), 12), 0x9003),
+        ]);
+        let found = table(false).mapped(&memory, kva, kva.add(2 << 30), 8);
+        assert_eq!(found.pages, [(kva.add((1 << 21) + 0x5000), Gpa(0x9000))]);
+        let ranges: Vec<_> = found.unreadable.iter().map(|(r, _)| r.clone()).collect();
+        assert_eq!(
+            ranges,
+            [kva..kva.add(1 << 21), more..more.add(1 << 30)],
+            "{found:?}"
+        );
+        assert!(!found.cut);
+        // At the end of the address space, and with nothing readable at all.
+        let bad = PageTable {
+            root: Gpa(0xdead_b000),
+            ..table(true)
+        };
+        let top = Kva(u64::MAX - 0x1fff);
+        let found = bad.mapped(&memory, top, Kva(u64::MAX), 8);
+        assert_eq!(found.unreadable.len(), 1);
+        assert_eq!(found.unreadable[0].0, top..Kva(u64::MAX));
     }
 }

@@ -40,6 +40,19 @@ impl Arena {
     pub fn read(kernel: &Kernel, map: Kva) -> Result<Self> {
         let arena = kernel.object("struct bpf_arena", map)?;
         let area = arena.member("kern_vm")?.deref()?.member("addr")?.ptr()?;
+        let user_start = arena.member("user_vm_start")?.u64()?;
+        for (address, what) in [
+            (area.0, "bpf_arena.kern_vm->addr"),
+            (user_start, "bpf_arena.user_vm_start"),
+        ] {
+            if address % PAGE != 0 {
+                return Err(Error::Implausible {
+                    what: format!("{what} of the map at {map}"),
+                    found: format!("{address:#x}"),
+                    why: "the beginning of a page",
+                });
+            }
+        }
         let scratch = match arena.member("scratch_page") {
             Ok(page) => Some(kernel.page_to_gpa(page.ptr()?)?),
             Err(e) if e.is_absent() => None,
@@ -47,7 +60,7 @@ impl Arena {
         };
         Ok(Self {
             map,
-            user_start: arena.member("user_vm_start")?.u64()?,
+            user_start,
             user_end: arena.member("user_vm_end")?.u64()?,
             kernel_start: area.add(HALF_GUARD),
             scratch,
@@ -77,13 +90,14 @@ impl Arena {
     /// that it begins with: two ranges when the low 32 bits of the user addresses wrap.
     #[must_use]
     pub fn ranges(&self, span: u64) -> Vec<(Range<Kva>, u64)> {
+        let span = span.min(SPAN);
         let start = self.low32(self.user_start);
         let whole = self.kernel_start.add(SPAN);
         let first = span.min(whole.0.wrapping_sub(start.0));
         let mut ranges = vec![(start..start.add(first), self.user_start)];
         if first < span {
             ranges.push((
-                self.kernel_start..self.kernel_start.add(span - first),
+                self.kernel_start..self.kernel_start.add(span.saturating_sub(first)),
                 self.user_start.wrapping_add(first),
             ));
         }

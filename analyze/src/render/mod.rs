@@ -5,15 +5,17 @@
 //! objects ([`pointer`]), and the opaque structs of the BPF library (CPU masks, timers, lists and
 //! trees) are shown as what they hold ([`special`]).
 //!
-//! Bytes, types and everything that a pointer leads to are untrusted: nesting, elements and the
-//! bytes followed per value are bounded, and each bound leaves its mark in the value.
+//! Bytes, types and everything that a pointer leads to are untrusted: nesting, the bytes followed
+//! per value, and the parts of one value and of all values of a [`Scope`] are bounded, and each
+//! bound leaves its mark in the value.
 
 mod arena;
 mod pointer;
 mod special;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use scx_postmortem_format::report::reasons::unsupported as reason;
 use scx_postmortem_format::report::{RenderedMember, RenderedValue, hex_string, limits};
@@ -29,13 +31,62 @@ const MAX_DEPTH: usize = 100;
 /// Bytes that pointers of one value lead to, all together: forged types could otherwise make a
 /// value grow exponentially by sharing targets.
 const MAX_CHASED: usize = 1 << 18;
-/// Members and elements of one value, all together.
+/// Members and elements of one value, all together. What else costs memory or time counts as
+/// parts too: bytes, enumerators that are searched, CPUs, text.
 const MAX_PARTS: usize = 1 << 18;
+/// Bytes without a type, and enumerators, that count as one part.
+const BYTES_PER_PART: usize = 8;
+const ENUMERATORS_PER_PART: usize = 64;
+/// Bytes of a name or a reason that count as one part; few have as many.
+const TEXT_PER_PART: usize = 128;
+/// Bytes behind pointers that count as one part.
+const CHASED_PER_PART: usize = 64;
+/// Names of types that are noted of what pointers lead to.
+const MAX_REACHED_TYPES: usize = 256;
 
 /// Low 32 bits of the addresses of allocations that the report shows.
 pub type Slots = HashSet<u32>;
 
-/// What a value is read with: the types, and where its pointers lead.
+/// What pointers with a type led to in the arena.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// The pages, each by the low 32 bits of its address.
+    pub pages: HashSet<u32>,
+    /// The types, as C writes them.
+    pub types: BTreeSet<String>,
+}
+
+/// What all values of a scope may still have.
+struct Budget {
+    parts: usize,
+    left: AtomicUsize,
+    exceeded: AtomicUsize,
+}
+
+impl Budget {
+    fn new(parts: usize) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            left: AtomicUsize::new(parts),
+            exceeded: AtomicUsize::new(0),
+        })
+    }
+
+    /// Takes `parts`; takes what is left and fails when that is less.
+    fn take(&self, parts: usize) -> bool {
+        // No value of a scope is rendered beside another, so that the order is fixed.
+        let left = self.left.load(Ordering::Relaxed);
+        self.left
+            .store(left.saturating_sub(parts), Ordering::Relaxed);
+        if parts > left {
+            self.exceeded.store(1, Ordering::Relaxed);
+        }
+        parts <= left
+    }
+}
+
+/// What values are read with: the types, and where their pointers lead. All values of one scope
+/// share one budget, and are to be rendered one after the other.
 pub struct Scope<'k> {
     kernel: &'k Kernel,
     btf: Arc<Btf>,
@@ -43,6 +94,8 @@ pub struct Scope<'k> {
     slots: Option<Arc<Slots>>,
     /// Which integers are pointers.
     casts: Option<Arc<Recovered>>,
+    budget: Arc<Budget>,
+    reached: Mutex<Reached>,
     /// `contains:` tags of list heads and tree roots: by struct and member, the type and member
     /// that the list links.
     contains: OnceLock<HashMap<(TypeId, u32), (String, String)>>,
@@ -51,13 +104,15 @@ pub struct Scope<'k> {
 impl<'k> Scope<'k> {
     /// Values of types in `btf`, whose arena pointers lead into `arena`.
     #[must_use]
-    pub const fn new(kernel: &'k Kernel, btf: Arc<Btf>, arena: Option<Arena>) -> Self {
+    pub fn new(kernel: &'k Kernel, btf: Arc<Btf>, arena: Option<Arena>) -> Self {
         Self {
             kernel,
             btf,
             arena,
             slots: None,
             casts: None,
+            budget: Budget::new(MAX_PARTS),
+            reached: Mutex::default(),
             contains: OnceLock::new(),
         }
     }
@@ -73,6 +128,69 @@ impl<'k> Scope<'k> {
     #[must_use]
     pub fn with_casts(self, casts: Option<Arc<Recovered>>) -> Self {
         Self { casts, ..self }
+    }
+
+    /// The same, whose values have at most `parts` parts, all together.
+    #[must_use]
+    pub fn with_parts(self, parts: usize) -> Self {
+        Self {
+            budget: Budget::new(parts),
+            ..self
+        }
+    }
+
+    /// Values of other types that share this scope's budget, and lead nowhere.
+    #[must_use]
+    pub fn with_types(&self, btf: Arc<Btf>) -> Self {
+        Self {
+            budget: Arc::clone(&self.budget),
+            ..Self::new(self.kernel, btf, None)
+        }
+    }
+
+    /// Takes the parts of a value that is shown once more. Whether there were enough left.
+    #[must_use]
+    pub fn charge(&self, parts: usize) -> bool {
+        self.budget.take(parts)
+    }
+
+    /// The parts that there were for all values, when they did not suffice.
+    #[must_use]
+    pub fn exhausted(&self) -> Option<usize> {
+        (self.budget.exceeded.load(Ordering::Relaxed) != 0).then_some(self.budget.parts)
+    }
+
+    /// The parts taken so far.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        let left = self.budget.left.load(Ordering::Relaxed);
+        self.budget.parts.saturating_sub(left)
+    }
+
+    /// What pointers led to in the arena since this was last asked.
+    #[must_use]
+    pub fn reached(&self) -> Reached {
+        match self.reached.lock() {
+            Ok(mut reached) => std::mem::take(&mut reached),
+            Err(_) => Reached::default(),
+        }
+    }
+
+    /// Bytes without a type, within the budget.
+    #[must_use]
+    pub fn bytes(&self, bytes: &[u8]) -> RenderedValue {
+        if self.charge(bytes.len() / BYTES_PER_PART + 1) {
+            bytes_value(bytes)
+        } else {
+            self.no_parts()
+        }
+    }
+
+    fn no_parts(&self) -> RenderedValue {
+        unsupported(format!(
+            "more than {} parts in the values of one map",
+            self.budget.parts
+        ))
     }
 
     /// The types.
@@ -111,8 +229,7 @@ impl<'k> Scope<'k> {
 }
 
 /// Bytes without a type.
-#[must_use]
-pub fn bytes_value(bytes: &[u8]) -> RenderedValue {
+pub(crate) fn bytes_value(bytes: &[u8]) -> RenderedValue {
     RenderedValue::Bytes {
         hex: hex_string(bytes),
     }
@@ -145,10 +262,12 @@ struct Pass<'s, 'k> {
     chase_left: usize,
     /// Members and elements that the value may still have.
     parts_left: usize,
+    /// There were not enough of them, or of the scope's.
+    exhausted: bool,
 }
 
 impl<'s, 'k> Pass<'s, 'k> {
-    const fn new(scope: &'s Scope<'k>) -> Self {
+    fn new(scope: &'s Scope<'k>) -> Self {
         Self {
             scope,
             path: Vec::new(),
@@ -156,6 +275,44 @@ impl<'s, 'k> Pass<'s, 'k> {
             in_cast: false,
             chase_left: MAX_CHASED,
             parts_left: MAX_PARTS,
+            exhausted: false,
+        }
+    }
+
+    /// Takes parts of what this value and its scope may still have.
+    fn take(&mut self, parts: usize) -> bool {
+        let enough = parts <= self.parts_left && self.scope.budget.take(parts);
+        self.parts_left = match self.parts_left.checked_sub(parts) {
+            Some(left) if enough => left,
+            _ => 0,
+        };
+        self.exhausted |= !enough;
+        enough
+    }
+
+    /// The same for a name or a sentence.
+    fn take_text(&mut self, text: &str) -> bool {
+        self.take(text.len() / TEXT_PER_PART)
+    }
+
+    fn no_parts(&self) -> RenderedValue {
+        if self.scope.exhausted().is_some() {
+            return self.scope.no_parts();
+        }
+        unsupported(format!("more than {MAX_PARTS} parts in one value"))
+    }
+
+    /// Fewer bytes than needed, or bytes that are no number.
+    fn short(&mut self, needed: u64, bytes: &[u8]) -> RenderedValue {
+        let value = self.bytes(bytes);
+        truncated(to_usize(needed), bytes.len(), value)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> RenderedValue {
+        if self.take(bytes.len() / BYTES_PER_PART) {
+            bytes_value(bytes)
+        } else {
+            self.no_parts()
         }
     }
 
@@ -165,9 +322,8 @@ impl<'s, 'k> Pass<'s, 'k> {
         if depth >= MAX_DEPTH {
             return unsupported(reason::DEPTH);
         }
-        match self.parts_left.checked_sub(1) {
-            Some(left) => self.parts_left = left,
-            None => return unsupported(format!("more than {MAX_PARTS} parts in one value")),
+        if !self.take(1) {
+            return self.no_parts();
         }
         let peeled = btf.peel(ty);
         let Some(ty) = btf.ty(peeled) else {
@@ -178,9 +334,9 @@ impl<'s, 'k> Pass<'s, 'k> {
             });
         };
         match ty.kind {
-            Kind::Int => int(btf, &ty, bytes),
-            Kind::Float => float(&ty, bytes),
-            Kind::Enum | Kind::Enum64 => enumeration(btf, &ty, bytes),
+            Kind::Int => self.int(btf, &ty, bytes),
+            Kind::Float => self.float(&ty, bytes),
+            Kind::Enum | Kind::Enum64 => self.enumeration(btf, &ty, bytes),
             Kind::Ptr => self.pointer(btf, &ty, bytes, depth),
             Kind::Array => self.array(btf, &ty, bytes, depth),
             Kind::Struct | Kind::Union => self.aggregate(btf, &ty, bytes, depth),
@@ -222,7 +378,7 @@ impl<'s, 'k> Pass<'s, 'k> {
                 element if !cut || matches!(element, RenderedValue::Truncated { .. }) => element,
                 element => truncated(size, rest.len(), element),
             });
-            if cut || self.parts_left == 0 {
+            if cut || self.exhausted {
                 break;
             }
         }
@@ -234,23 +390,37 @@ impl<'s, 'k> Pass<'s, 'k> {
     }
 
     fn aggregate(&mut self, btf: &Btf, ty: &Type, bytes: &[u8], depth: usize) -> RenderedValue {
-        if let Some(value) = self.special(btf, ty, bytes, depth) {
+        if let Some(value) = self.special(btf, ty, bytes) {
             return value;
+        }
+        if !self.take_text(btf.name(ty)) {
+            return self.no_parts();
         }
         let size = to_usize(u64::from(ty.size()));
         let at = self.at;
         let mut members = Vec::new();
         for (member, index) in btf.members(ty.id).zip(0u32..) {
+            if !self.take_text(member.name) {
+                members.push(RenderedMember::new("", self.no_parts()));
+                break;
+            }
             let bit = to_usize(u64::from(member.bit_offset));
             let offset = bit / 8;
             if offset >= bytes.len() && bytes.len() < size {
-                continue;
+                if self.take(1) {
+                    continue;
+                }
+                members.push(RenderedMember::new(member.name, self.no_parts()));
+                break;
             }
             let rest = bytes.get(offset..).unwrap_or_default();
             let value = if member.bits != 0 {
-                bit_field(btf, member.ty, rest, bit % 8, member.bits)
+                self.bit_field(btf, member.ty, rest, bit % 8, member.bits)
             } else if !bit.is_multiple_of(8) {
-                unsupported(reason::member_offset(member.bit_offset))
+                match self.take(1) {
+                    true => unsupported(reason::member_offset(member.bit_offset)),
+                    false => self.no_parts(),
+                }
             } else {
                 self.at = at.map(|at| at.wrapping_add(to_u64(offset)));
                 match self.recovered(btf, ty.id, offset, member.ty) {
@@ -264,7 +434,7 @@ impl<'s, 'k> Pass<'s, 'k> {
                 }
                 value => members.push(RenderedMember::new(member.name, value)),
             }
-            if self.parts_left == 0 {
+            if self.exhausted {
                 break;
             }
         }
@@ -309,10 +479,13 @@ impl<'s, 'k> Pass<'s, 'k> {
         bytes: &[u8],
         depth: usize,
     ) -> RenderedValue {
+        if !self.take(1) {
+            return self.no_parts();
+        }
         let Some(array) = btf.array(ty) else {
             return match array::<8>(bytes, 0).map(u64::from_le_bytes) {
                 Some(value) => self.cast_pointer(btf, target, value, depth),
-                None => short(8, bytes),
+                None => self.short(8, bytes),
             };
         };
         if depth >= MAX_DEPTH {
@@ -323,7 +496,7 @@ impl<'s, 'k> Pass<'s, 'k> {
         let elements = bytes.chunks(size).take(shown);
         let elements = elements
             .map_while(|bytes| {
-                self.parts_left = self.parts_left.checked_sub(1)?;
+                (!self.exhausted).then_some(())?;
                 Some(self.cast(btf, target, array.element, bytes, depth + 2))
             })
             .collect();
@@ -349,6 +522,7 @@ impl<'s, 'k> Pass<'s, 'k> {
             // A flexible array takes what is there.
             Some(0) => self.value(btf, ty, rest, depth),
             Some(size) => self.value(btf, ty, rest.get(..size).unwrap_or(rest), depth),
+            None if !self.take(1) => self.no_parts(),
             None => unsupported(reason::MEMBER_SIZE),
         }
     }
@@ -358,6 +532,10 @@ impl<'s, 'k> Pass<'s, 'k> {
         let at = self.at;
         let mut members = Vec::new();
         for variable in btf.section(ty.id) {
+            if !self.take_text(variable.name) {
+                members.push(RenderedMember::new("", self.no_parts()));
+                break;
+            }
             let start = to_usize(u64::from(variable.offset));
             let size = to_usize(u64::from(variable.size));
             let rest = bytes.get(start..).unwrap_or_default();
@@ -365,7 +543,7 @@ impl<'s, 'k> Pass<'s, 'k> {
             let value = match rest.get(..size) {
                 Some(bytes) => match self.recovered(btf, ty.id, start, variable.ty) {
                     Some(target) => self.cast(btf, &target, variable.ty, bytes, depth + 3),
-                    None => self.variable(btf, variable.ty, bytes, depth + 3),
+                    None => self.value(btf, variable.ty, bytes, depth + 3),
                 },
                 None => truncated(
                     size,
@@ -374,6 +552,9 @@ impl<'s, 'k> Pass<'s, 'k> {
                 ),
             };
             members.push(RenderedMember::new(variable.name, value));
+            if self.exhausted {
+                break;
+            }
         }
         self.at = at;
         RenderedValue::Struct {
@@ -382,10 +563,111 @@ impl<'s, 'k> Pass<'s, 'k> {
         }
     }
 
-    /// A variable has the size that its section says: more than the type's where the type ends
-    /// in a flexible array.
-    fn variable(&mut self, btf: &Btf, ty: TypeId, bytes: &[u8], depth: usize) -> RenderedValue {
-        self.value(btf, ty, bytes, depth)
+    fn int(&mut self, btf: &Btf, ty: &Type, bytes: &[u8]) -> RenderedValue {
+        let Some(info) = btf.integer(ty.id) else {
+            return unsupported(reason::modifiers(ty.id.0));
+        };
+        let Some(bytes) = bytes.get(..to_usize(u64::from(info.size))) else {
+            return self.short(u64::from(info.size), bytes);
+        };
+        if info.bool {
+            return RenderedValue::Bool {
+                value: bytes.iter().any(|&byte| byte != 0),
+            };
+        }
+        if let (true, [value]) = (info.char, bytes) {
+            return RenderedValue::Char { value: *value };
+        }
+        let bits = info.size.saturating_mul(8);
+        // __int128 is left as its bytes.
+        let value = (1..=64).contains(&bits).then(|| bits_of(bytes, 0, bits));
+        match value.flatten() {
+            Some(value) if info.signed => RenderedValue::Int {
+                bits,
+                value: sign_extend(value, bits),
+            },
+            Some(value) => RenderedValue::Uint { bits, value },
+            None => self.bytes(bytes),
+        }
+    }
+
+    fn bit_field(
+        &mut self,
+        btf: &Btf,
+        ty: TypeId,
+        bytes: &[u8],
+        shift: usize,
+        width: u32,
+    ) -> RenderedValue {
+        if !self.take(1) {
+            return self.no_parts();
+        }
+        let Some(info) = btf.integer(ty) else {
+            return unsupported(reason::BITFIELD_MODIFIERS);
+        };
+        if width > 64 {
+            return unsupported(reason::bitfield_width(width));
+        }
+        match bits_of(bytes, shift, width) {
+            Some(value) if info.signed => RenderedValue::Int {
+                bits: width,
+                value: sign_extend(value, width),
+            },
+            Some(value) => RenderedValue::Uint { bits: width, value },
+            None => self.short(u64::from(info.size), bytes),
+        }
+    }
+
+    fn float(&mut self, ty: &Type, bytes: &[u8]) -> RenderedValue {
+        let size = ty.size();
+        if bytes.len() < to_usize(u64::from(size)) {
+            return self.short(u64::from(size), bytes);
+        }
+        let value = match size {
+            4 => array(bytes, 0).map(f32::from_le_bytes).map(f64::from),
+            8 => array(bytes, 0).map(f64::from_le_bytes),
+            _ => return unsupported(reason::float_size(to_usize(u64::from(size)))),
+        };
+        match value {
+            Some(value) if value.is_finite() => RenderedValue::Float {
+                bits: size * 8,
+                value,
+            },
+            // JSON has no number for it, and readers of the shared format refuse null.
+            Some(value) => unsupported(format!("the float {value} has no JSON number")),
+            None => self.short(u64::from(size), bytes),
+        }
+    }
+
+    fn enumeration(&mut self, btf: &Btf, ty: &Type, bytes: &[u8]) -> RenderedValue {
+        let Some(info) = btf.integer(ty.id) else {
+            return unsupported(reason::modifiers(ty.id.0));
+        };
+        let bits = info.size.saturating_mul(8);
+        if !(1..=64).contains(&bits) {
+            return unsupported(format!("enum of {} bytes", info.size));
+        }
+        let Some(raw) = bits_of(bytes, 0, bits) else {
+            return self.short(u64::from(info.size), bytes);
+        };
+        if !self.take(ty.vlen() / ENUMERATORS_PER_PART) {
+            return self.no_parts();
+        }
+        let mask = u64::MAX >> (64 - bits);
+        let variant = btf
+            .enumerators(ty.id)
+            .find(|(_, v)| v.cast_unsigned() & mask == raw)
+            .map(|(name, _)| name.to_owned());
+        RenderedValue::Enum {
+            bits,
+            value: if info.signed {
+                sign_extend(raw, bits)
+            } else {
+                raw.cast_signed()
+            },
+            variant,
+            is_signed: info.signed,
+        }
     }
 }
 
@@ -407,102 +689,4 @@ fn bits_of(bytes: &[u8], shift: usize, width: u32) -> Option<u64> {
 const fn sign_extend(value: u64, width: u32) -> i64 {
     let unused = 64 - width;
     (value << unused).cast_signed() >> unused
-}
-
-fn short(needed: u64, bytes: &[u8]) -> RenderedValue {
-    truncated(to_usize(needed), bytes.len(), bytes_value(bytes))
-}
-
-fn int(btf: &Btf, ty: &Type, bytes: &[u8]) -> RenderedValue {
-    let Some(info) = btf.integer(ty.id) else {
-        return unsupported(reason::modifiers(ty.id.0));
-    };
-    let Some(bytes) = bytes.get(..to_usize(u64::from(info.size))) else {
-        return short(u64::from(info.size), bytes);
-    };
-    if info.bool {
-        return RenderedValue::Bool {
-            value: bytes.iter().any(|&byte| byte != 0),
-        };
-    }
-    if let (true, [value]) = (info.char, bytes) {
-        return RenderedValue::Char { value: *value };
-    }
-    let bits = info.size.saturating_mul(8);
-    // __int128 is left as its bytes.
-    let value = (1..=64).contains(&bits).then(|| bits_of(bytes, 0, bits));
-    match value.flatten() {
-        Some(value) if info.signed => RenderedValue::Int {
-            bits,
-            value: sign_extend(value, bits),
-        },
-        Some(value) => RenderedValue::Uint { bits, value },
-        None => bytes_value(bytes),
-    }
-}
-
-fn bit_field(btf: &Btf, ty: TypeId, bytes: &[u8], shift: usize, width: u32) -> RenderedValue {
-    let Some(info) = btf.integer(ty) else {
-        return unsupported(reason::BITFIELD_MODIFIERS);
-    };
-    if width > 64 {
-        return unsupported(reason::bitfield_width(width));
-    }
-    match bits_of(bytes, shift, width) {
-        Some(value) if info.signed => RenderedValue::Int {
-            bits: width,
-            value: sign_extend(value, width),
-        },
-        Some(value) => RenderedValue::Uint { bits: width, value },
-        None => short(u64::from(info.size), bytes),
-    }
-}
-
-fn float(ty: &Type, bytes: &[u8]) -> RenderedValue {
-    let size = ty.size();
-    if bytes.len() < to_usize(u64::from(size)) {
-        return short(u64::from(size), bytes);
-    }
-    let value = match size {
-        4 => array(bytes, 0).map(f32::from_le_bytes).map(f64::from),
-        8 => array(bytes, 0).map(f64::from_le_bytes),
-        _ => return unsupported(reason::float_size(to_usize(u64::from(size)))),
-    };
-    match value {
-        Some(value) if value.is_finite() => RenderedValue::Float {
-            bits: size * 8,
-            value,
-        },
-        // JSON has no number for it, and readers of the shared format refuse null.
-        Some(value) => unsupported(format!("the float {value} has no JSON number")),
-        None => short(u64::from(size), bytes),
-    }
-}
-
-fn enumeration(btf: &Btf, ty: &Type, bytes: &[u8]) -> RenderedValue {
-    let Some(info) = btf.integer(ty.id) else {
-        return unsupported(reason::modifiers(ty.id.0));
-    };
-    let bits = info.size.saturating_mul(8);
-    if !(1..=64).contains(&bits) {
-        return unsupported(format!("enum of {} bytes", info.size));
-    }
-    let Some(raw) = bits_of(bytes, 0, bits) else {
-        return short(u64::from(info.size), bytes);
-    };
-    let mask = u64::MAX >> (64 - bits);
-    let variant = btf
-        .enumerators(ty.id)
-        .find(|(_, v)| v.cast_unsigned() & mask == raw)
-        .map(|(name, _)| name.to_owned());
-    RenderedValue::Enum {
-        bits,
-        value: if info.signed {
-            sign_extend(raw, bits)
-        } else {
-            raw.cast_signed()
-        },
-        variant,
-        is_signed: info.signed,
-    }
 }

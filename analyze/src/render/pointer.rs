@@ -11,9 +11,9 @@ use scx_postmortem_format::report::reasons::deref as reason;
 use scx_postmortem_format::report::reasons::deref::Chase;
 use scx_postmortem_format::report::{RenderedValue, reasons};
 
-use super::{Arena, Pass, short};
+use super::{Arena, CHASED_PER_PART, MAX_REACHED_TYPES, Pass};
 use crate::addr::Kva;
-use crate::bytes::{array, to_u64, to_usize};
+use crate::bytes::{array, low32, to_u64, to_usize};
 use crate::kernel::btf::{Kind, Type};
 use crate::kernel::{Btf, TypeId};
 use crate::recover::{Home, Space, Target};
@@ -29,6 +29,7 @@ const MAX_TARGET: usize = 1 << 16;
 const MAX_KERNEL_OBJECT: u64 = 256;
 /// Longest string behind a `char *`.
 const MAX_STRING: usize = 256;
+const PAGE: u64 = 4096;
 /// Addresses below this are user space's.
 const KERNEL_SPACE: u64 = 0xff00_0000_0000_0000;
 
@@ -45,7 +46,7 @@ impl Pass<'_, '_> {
         depth: usize,
     ) -> RenderedValue {
         let Some(value) = array(bytes, 0).map(u64::from_le_bytes) else {
-            return short(8, bytes);
+            return self.short(8, bytes);
         };
         if value == 0 {
             return RenderedValue::ptr(0);
@@ -69,7 +70,10 @@ impl Pass<'_, '_> {
         };
         let (deref, deref_skipped_reason) = match chased {
             Ok(deref) => (deref.map(Box::new), None),
-            Err(reason) => (None, Some(reason)),
+            Err(reason) => {
+                self.take_text(&reason);
+                (None, Some(reason))
+            }
         };
         RenderedValue::Ptr {
             value,
@@ -108,7 +112,10 @@ impl Pass<'_, '_> {
         self.in_cast = outside;
         let (deref, deref_skipped_reason) = match chased {
             Ok(deref) => (deref.map(Box::new), None),
-            Err(reason) => (None, Some(reason)),
+            Err(reason) => {
+                self.take_text(&reason);
+                (None, Some(reason))
+            }
         };
         let annotation = if into_arena {
             reasons::CAST_ARENA
@@ -217,12 +224,15 @@ impl Pass<'_, '_> {
     }
 
     /// Takes `size` bytes from what this value may still follow.
-    fn spend(&mut self, size: usize) -> Result<usize, String> {
+    pub(super) fn spend(&mut self, size: usize) -> Result<usize, String> {
         let size = size.min(MAX_TARGET);
         self.chase_left = self
             .chase_left
             .checked_sub(size)
             .ok_or("the pointers of this value lead to more than is shown")?;
+        if !self.take(size / CHASED_PER_PART) {
+            return Err("the values of this map have more parts than are shown".into());
+        }
         Ok(size)
     }
 
@@ -236,8 +246,7 @@ impl Pass<'_, '_> {
         value: u64,
         depth: usize,
     ) -> Chased {
-        let [a, b, c, d, ..] = value.to_le_bytes();
-        let low = u32::from_le_bytes([a, b, c, d]);
+        let low = low32(value);
         if self
             .scope
             .slots
@@ -253,8 +262,23 @@ impl Pass<'_, '_> {
         arena
             .fill(self.scope.kernel, at, &mut bytes)
             .map_err(|_| reason::arena_read_failed(needed, value))?;
+        self.reach(btf, target.ty, low, size);
         self.at = Some(at.0);
         Ok(Some(self.value(btf, target.ty, &bytes, depth)))
+    }
+
+    /// Notes where a pointer led to in the arena.
+    fn reach(&self, btf: &Btf, ty: TypeId, low: u32, size: usize) {
+        let Ok(mut reached) = self.scope.reached.lock() else {
+            return;
+        };
+        let last = u64::from(low).saturating_add(to_u64(size.saturating_sub(1)));
+        let pages = u64::from(low) / PAGE..=last / PAGE;
+        let starts = pages.map(|page| low32(page.wrapping_mul(PAGE)));
+        reached.pages.extend(starts);
+        if reached.types.len() < MAX_REACHED_TYPES {
+            reached.types.insert(btf.describe(ty));
+        }
     }
 
     /// A target in kernel memory.
@@ -330,6 +354,7 @@ impl Pass<'_, '_> {
         if text.is_empty() || !text.iter().all(printable) {
             return None;
         }
+        self.take(text.len()).then_some(())?;
         let elements = text.iter().chain(&[0]);
         Some(RenderedValue::Array {
             len: to_u64(text.len() + 1),

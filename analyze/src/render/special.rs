@@ -17,18 +17,16 @@ use crate::kernel::btf::{Kind, Type};
 use crate::kernel::{Btf, TypeId, Walk, cpu_list};
 use crate::object::Object;
 
+/// What a timer or work item, and an identity without its text, count as.
+const CALLBACK_PARTS: usize = 8;
+/// CPUs that count as one part of a value.
+const CPUS_PER_PART: usize = 32;
 /// Nodes of one list or tree that are shown.
 const MAX_NODES: usize = 256;
 
 impl Pass<'_, '_> {
     /// The value of a struct that is shown in a way of its own; `None` for all others.
-    pub(super) fn special(
-        &mut self,
-        btf: &Btf,
-        ty: &Type,
-        bytes: &[u8],
-        _depth: usize,
-    ) -> Option<RenderedValue> {
+    pub(super) fn special(&mut self, btf: &Btf, ty: &Type, bytes: &[u8]) -> Option<RenderedValue> {
         if ty.kind != Kind::Struct {
             return None;
         }
@@ -41,6 +39,7 @@ impl Pass<'_, '_> {
             }
             "bpf_timer" | "bpf_wq" => {
                 let at = le_u64(bytes, 0)?;
+                self.take(CALLBACK_PARTS);
                 (at != 0).then(|| self.callback(btf.name(ty), at))
             }
             // struct bpf_list_node_kern and bpf_rb_node_kern: the links, then the owning head.
@@ -57,28 +56,20 @@ impl Pass<'_, '_> {
     }
 
     /// The CPUs that are set in a mask.
-    fn cpu_mask(&self, bytes: &[u8]) -> Option<RenderedValue> {
+    fn cpu_mask(&mut self, bytes: &[u8]) -> Option<RenderedValue> {
         // Shorter than a word: shown as an ordinary struct.
         le_u64(bytes, 0)?;
         let count = self.scope.kernel.nr_cpus();
-        let mut cpus = Vec::new();
-        for (word, first) in (0..)
-            .map_while(|i| le_u64(bytes, i * 8))
-            .zip((0u32..).step_by(64))
-        {
-            // A freed object: its first word is an obscured pointer.
-            if first >= count || (word >> 56 == 0xff && word != u64::MAX) {
-                break;
-            }
-            cpus.extend(
-                (first..count)
-                    .take(64)
-                    .filter(|cpu| word >> (cpu % 64) & 1 == 1),
-            );
-        }
-        Some(RenderedValue::CpuList {
-            cpus: cpu_list(&cpus),
-        })
+        let value = match mask_cpus(bytes, count) {
+            Ok(cpus) if self.take(cpus.len() / CPUS_PER_PART) => RenderedValue::CpuList {
+                cpus: cpu_list(&cpus),
+            },
+            Ok(_) => self.no_parts(),
+            Err(word) => super::unsupported(format!(
+                "{word:#x} is no mask of {count} CPUs: it looks like a pointer, as freed memory begins with"
+            )),
+        };
+        Some(value)
     }
 
     /// The mask that a kernel pointer to a CPU mask leads to; `None` for other types.
@@ -95,8 +86,7 @@ impl Pass<'_, '_> {
         let Ok(bytes) = kernel.read_bytes(Kva(value), words * 8) else {
             return Some(Err(reason::cpumask_read_failed(value)));
         };
-        let first = le_u64(&bytes, 0).unwrap_or(0);
-        if first >> 56 == 0xff && first != u64::MAX {
+        if mask_cpus(&bytes, kernel.nr_cpus()).is_err() {
             return Some(Err(reason::cpumask_implausible(value)));
         }
         self.cpu_mask(&bytes).map(Ok)
@@ -130,7 +120,7 @@ impl Pass<'_, '_> {
     }
 
     /// A kernel object too large to show, as what identifies it.
-    pub(super) fn identity(&self, name: &str, value: u64) -> Option<RenderedValue> {
+    pub(super) fn identity(&mut self, name: &str, value: u64) -> Option<RenderedValue> {
         let kernel = self.scope.kernel;
         let read = || -> Result<Vec<RenderedMember>> {
             let object = kernel.object(&format!("struct {name}"), Kva(value))?;
@@ -157,6 +147,12 @@ impl Pass<'_, '_> {
             })
         };
         let members = read().ok().filter(|members| !members.is_empty())?;
+        let parts = members.iter().map(|member| match &member.value {
+            RenderedValue::Array { elements, .. } => elements.len(),
+            _ => 1,
+        });
+        let parts = parts.fold(CALLBACK_PARTS, usize::saturating_add);
+        self.take(parts).then_some(())?;
         Some(RenderedValue::Struct {
             type_name: Some(name.to_owned()),
             members,
@@ -239,15 +235,25 @@ impl Pass<'_, '_> {
         let mut elements = Vec::new();
         for node in walk.items {
             let at = node.sub(field.offset);
-            let Ok(bytes) = kernel.read_bytes(at, object_size) else {
-                elements.push(super::unsupported(format!(
-                    "the node at {node} cannot be read"
-                )));
-                break;
-            };
             if depth + 5 >= MAX_DEPTH {
                 break;
             }
+            let size = match self.spend(to_usize(object_size)) {
+                Ok(size) => size,
+                Err(reason) => {
+                    elements.push(super::unsupported(reason));
+                    break;
+                }
+            };
+            let bytes = match kernel.read_bytes(at, to_u64(size)) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    elements.push(super::unsupported(format!(
+                        "the node at {node} cannot be read: {error}"
+                    )));
+                    break;
+                }
+            };
             self.at = Some(at.0);
             elements.push(self.value(btf, owned, &bytes, depth + 5));
         }
@@ -265,6 +271,27 @@ impl Pass<'_, '_> {
             members: vec![RenderedMember::new("owned", items)],
         })
     }
+}
+
+/// The CPUs below `count` that are set in a mask; else the word that is none of a mask of so many
+/// CPUs. A mask that was freed begins with an obscured pointer, whose top byte is 0xff; the top
+/// byte of a sound mask is that too when the CPUs of that byte exist, or when all bits are set.
+fn mask_cpus(bytes: &[u8], count: u32) -> std::result::Result<Vec<u32>, u64> {
+    let mut cpus = Vec::new();
+    let words = (0usize..).map_while(|i| le_u64(bytes, i.checked_mul(8)?));
+    for (word, first) in words.zip((0..count).step_by(64)) {
+        let here = count.saturating_sub(first).min(64);
+        let beyond = word.checked_shr(here).unwrap_or(0);
+        if beyond != 0 && word >> 56 == 0xff && word != u64::MAX {
+            return Err(word);
+        }
+        cpus.extend(
+            (first..count)
+                .take(64)
+                .filter(|cpu| word >> (cpu % 64) & 1 == 1),
+        );
+    }
+    Ok(cpus)
 }
 
 /// What a `struct bpf_hrtimer` or `struct bpf_work` will do.
@@ -344,5 +371,32 @@ fn text(text: &str) -> RenderedValue {
     RenderedValue::Array {
         len: to_u64(elements.len()),
         elements,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_with_a_full_top_byte_is_a_mask_where_there_are_such_cpus() {
+        let full = 0xff00_0000_0000_0001u64.to_le_bytes();
+        let high: Vec<u32> = [0].into_iter().chain(56..64).collect();
+        assert_eq!(mask_cpus(&full, 64), Ok(high.clone()));
+        assert_eq!(mask_cpus(&full, 128), Ok(high));
+        // Of 60 CPUs there are none from 60 on; and this is what a pointer looks like.
+        assert_eq!(mask_cpus(&full, 60), Err(0xff00_0000_0000_0001));
+        assert_eq!(mask_cpus(&full, 2), Err(0xff00_0000_0000_0001));
+        // All bits set, as the kernel fills masks; bits of no CPU without the top byte.
+        assert_eq!(mask_cpus(&[0xff; 8], 2), Ok(vec![0, 1]));
+        assert_eq!(mask_cpus(&[0x0e; 8], 2), Ok(vec![1]));
+        // The second word of a larger mask, and bytes behind the last CPU.
+        let mut two = [0u8; 24];
+        two[8] = 2;
+        two[16..].fill(0xee);
+        assert_eq!(mask_cpus(&two, 128), Ok(vec![65]));
+        two[15] = 0xff;
+        assert!(mask_cpus(&two, 100).is_err());
+        assert!(mask_cpus(&two, 128).is_ok());
     }
 }

@@ -49,14 +49,19 @@ pub struct MapInfo {
     /// User space can no longer change it.
     #[serde(skip_serializing_if = "is_false")]
     pub frozen: bool,
-    /// Elements found. Absent for types that hold none.
+    /// Elements that the map holds. Absent for types that hold none, and where not all of them
+    /// were found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entries: Option<u64>,
     /// What the kernel has allocated for it, bytes, as `bytes_memlock` of bpftool counts. For a
     /// hash without lock counters where the kernel has none, and for an arena its pages, though
-    /// older kernels count the one and not the other. Absent for types whose count is not known.
+    /// older kernels count the one and not the other. Absent for types whose count is not known,
+    /// and where it depends on elements that were not counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Why `memory_bytes` is absent, when something of it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_error: Option<String>,
     /// Programs that use it, by id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub progs: Vec<NamedId>,
@@ -211,16 +216,20 @@ pub struct AllocatorInfo {
     pub elem_size: u64,
     /// Live slots found.
     pub live: u64,
+    /// Those of them that `sdt_allocations` shows: the first in the allocator's tree. The limit on
+    /// entries, or that on the bytes of all slots, cuts off what is beyond.
+    pub shown: u64,
     /// The payload's type. Absent when it could not be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_type: Option<String>,
     /// The rule that told the type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_rule: Option<String>,
-    /// Where a slot keeps its number. Absent without live slots.
+    /// Where a slot keeps its number: where most slots have their place in the tree. Absent
+    /// without live slots, and when there is no such place: the slots are then shown as bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layout: Option<String>,
-    /// Slots whose own number is not their place in the tree: being allocated or freed.
+    /// Slots shown whose own number is not their place in the tree.
     pub misplaced: u64,
     /// To whom slots belong, as far as a map's value points to them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -236,6 +245,8 @@ pub struct AllocatorInfo {
 pub struct SlotOwner {
     /// `idx` of the slot.
     pub idx: i32,
+    /// `genn` of the slot.
+    pub genn: i32,
     /// The map whose value points to it.
     pub map_id: u32,
     /// The owner of that value.
@@ -252,8 +263,12 @@ pub struct ArenaInfo {
     pub name: String,
     /// Address of its `struct bpf_arena`.
     pub kva: Hex,
-    /// Pages that exist.
-    pub pages: u64,
+    /// Pages that exist. Absent when not all are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages: Option<u64>,
+    /// Why not all pages are known, and how many are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// User address of its global variables (the section `.addr_space.1`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub globals_at: Option<Hex>,
@@ -263,10 +278,14 @@ pub struct ArenaInfo {
     /// Why they are missing. Absent also when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub globals_error: Option<String>,
-    /// Pages in which nothing was recognised: no global variable, no allocator's tree, slot or
-    /// region. Pointers with a type may still lead into them.
+    /// Known pages in which nothing was recognised: no global variable, no allocator's tree, slot
+    /// or region, and nothing that a pointer with a type leads to.
     pub unrecognised_pages: u64,
     /// Where those are, as ranges of user addresses; the first few.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unrecognised: Vec<String>,
+    /// What pointers with a type lead to in the arena, or parameters of functions are declared to:
+    /// types that are shown by their members, but of whose meaning nothing is known. By name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_types: Vec<String>,
 }

@@ -237,7 +237,7 @@ pub struct ActiveInfo {
     /// How it was found. `ops.priv`: its struct_ops map points to the `scx_sched`; `ops callbacks`:
     /// its struct_ops map and the `scx_sched` have the same callbacks; `first struct_ops program`
     /// and `struct_ops map name`: the methods of the shared format, which cannot tell two copies
-    /// apart.
+    /// apart. Empty when none of its BPF objects was found.
     pub found_by: String,
     /// The scheduler is attached; else it was ejected and its objects are still there.
     pub attached: bool,

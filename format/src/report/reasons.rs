@@ -255,6 +255,21 @@ pub mod map {
         }
     }
 
+    /// [`HASH_TRUNCATED`] with another limit.
+    pub fn hash_truncated(limit: usize) -> String {
+        format!("hash map truncated at {limit} entries")
+    }
+
+    /// [`PERCPU_HASH_TRUNCATED`] with another limit.
+    pub fn percpu_hash_truncated(limit: usize) -> String {
+        format!("percpu hash map truncated at {limit} entries")
+    }
+
+    /// [`LOCAL_STORAGE_TRUNCATED`] with another limit.
+    pub fn local_storage_truncated(limit: usize) -> String {
+        format!("local_storage map truncated at {limit} entries")
+    }
+
     /// Per-CPU array with more keys than a report holds.
     pub fn percpu_array_truncated(max_entries: u32) -> String {
         format!("PERCPU_ARRAY truncated at 256 keys (max_entries={max_entries})")

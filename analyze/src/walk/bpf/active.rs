@@ -166,7 +166,7 @@ pub fn find(
                 "first struct_ops program".clone_into(&mut info.found_by);
                 vec![program]
             }
-            None => return by_map_name(struct_ops, maps, info),
+            None => return by_map_name(struct_ops, maps, info, remarks),
         },
     };
     let mut used: BTreeMap<(Option<u32>, Hex), MapRef> = BTreeMap::new();
@@ -227,7 +227,12 @@ fn first_program<'a, 'k>(programs: &'a Programs<'k>, maps: &[MapHead]) -> Option
 
 /// The contract's fallback: a struct_ops map that is named like an object with sections, each of
 /// which exists once.
-fn by_map_name(struct_ops: &[StructOpsMap<'_>], maps: &[MapHead], info: ActiveInfo) -> Active {
+fn by_map_name(
+    struct_ops: &[StructOpsMap<'_>],
+    maps: &[MapHead],
+    info: ActiveInfo,
+    remarks: &mut Remarks,
+) -> Active {
     let named = struct_ops.iter().find_map(|map| {
         let object = map.reference.name.split('.').next()?;
         let mut sections: Vec<&str> = maps
@@ -241,7 +246,18 @@ fn by_map_name(struct_ops: &[StructOpsMap<'_>], maps: &[MapHead], info: ActiveIn
         (all > 0 && sections.len() == all).then(|| (map, object.to_owned()))
     });
     let Some((map, object)) = named else {
-        return Active::default();
+        // What the kernel itself says of the scheduler stands.
+        let Some(at) = info.sched_kva else {
+            return Active::default();
+        };
+        if info.attached {
+            let what = "it is attached, and no struct_ops map or program of it was found";
+            remarks.anomaly("active", Some(Kva(at.0)), what.into());
+        }
+        return Active {
+            info: Some(info),
+            ..Active::default()
+        };
     };
     Active {
         info: Some(ActiveInfo {

@@ -7,9 +7,10 @@
 //! "full below"); on the lowest the bitmap says which slots are live.
 //!
 //! Each slot holds its own place in the tree (`sdt_data.tid.idx`): in front of the payload in
-//! older versions of the library, behind it in newer ones. The slots themselves tell which.
+//! older versions of the library, behind it in newer ones. The slots themselves tell which, if
+//! enough of them agree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use scx_postmortem_format::report::{
     AllocatorInfo, Hex, ScxStaticRange, ScxStaticSnapshot, SdtAllocEntry, SdtAllocatorSnapshot,
@@ -29,10 +30,19 @@ const SLOTS: usize = 512;
 const PAGE: u64 = 4096;
 /// Largest slab: 512 elements of the largest size.
 const MAX_SLAB: u64 = 512 * 4096;
-/// Chunks that one walk enters: a level below the root is full at 512.
-const MAX_CHUNKS: usize = 1 + SLOTS + SLOTS * SLOTS;
+/// Nodes and slots that are looked at in the trees of one section: as many slots as there can be
+/// tasks (`PID_MAX_LIMIT`), and half of that.
+const MAX_VISITED: usize = 6 << 20;
+/// Largest `struct sdt_desc` that is believed; it has 80 bytes.
+const MAX_DESC: u64 = 4096;
+/// Trees of one section whose unreadable variables are named.
+const MAX_STATICS: usize = 64;
 /// Alignment to which the library rounds an element up, at most.
 const MAX_ALIGN: u64 = 64;
+/// Why the slots of an allocator are shown as bytes.
+const NO_LAYOUT: &str = "where its slots keep their number cannot be told: in no known place do most of them have their place in the tree, one beside slot 0 included";
+/// Why the payload of an allocator without slots has no type.
+const NO_SLOTS: &str = "no slot of this object's allocators tells where they keep their number";
 /// Sizes of `struct sdt_data` where the program's BTF does not have it.
 const HEADER: u64 = 8;
 const TRAILERS: [u64; 2] = [16, 8];
@@ -71,6 +81,11 @@ impl Layout {
         }
     }
 
+    /// Whether a slot's number, if it is there, is its place in the tree.
+    fn is_of(self, slot: &Slot, elem_size: u64) -> bool {
+        slot_id(slot, self, elem_size).0 == slot.position
+    }
+
     const fn payload_at(self) -> u64 {
         match self {
             Self::Header(size) => size,
@@ -94,9 +109,19 @@ struct Tree {
     at: Kva,
     elem_size: u64,
     slots: Vec<Slot>,
+    /// Slots whose bit says that they are allocated, shown or not.
+    live: u64,
     truncated: bool,
     skipped: u32,
     error: Option<String>,
+}
+
+impl Tree {
+    /// Notes that a part of the tree is left out; the first reason is kept.
+    fn skip(&mut self, why: impl FnOnce() -> String) {
+        self.skipped = self.skipped.saturating_add(1);
+        self.error.get_or_insert_with(why);
+    }
 }
 
 /// What was allocated at an arena address.
@@ -108,6 +133,8 @@ pub struct Allocation {
     pub entry: usize,
     /// Whether the payload has a type.
     pub typed: bool,
+    /// Parts of the rendered payload.
+    pub parts: usize,
 }
 
 /// All allocators of one object.
@@ -123,17 +150,23 @@ pub struct Allocators {
     pub allocations: HashMap<u32, Allocation>,
     /// Bytes of the arena that are accounted for, by low 32 bits of the address.
     pub known: Vec<(u32, u64)>,
-    /// Whether there is an instance of `struct scx_allocator`.
-    pub found: bool,
+    /// Why variables of type `struct scx_static` are not among `statics`, by name.
+    pub skipped_statics: Vec<(String, Error)>,
 }
 
-/// Reads the allocators of one section. `limit` is the number of slots per allocator.
+/// Reads the allocators of one section. `limit` is the number of slots that are shown of each
+/// allocator, `bytes` that of the bytes of all of them together.
 #[must_use]
-pub fn read(section: &Section<'_, '_>, limit: usize) -> Allocators {
+pub fn read(section: &Section<'_, '_>, limit: usize, bytes: u64) -> Allocators {
     let mut found = Allocators::default();
     let scope = section.scope;
     let btf = scope.btf();
     let mut trees = Vec::new();
+    let mut budget = Budget {
+        visited: HashSet::new(),
+        slots: limit,
+        bytes,
+    };
     for variable in btf.section(section.ty) {
         let Some(ty) = btf.ty(btf.peel(variable.ty)) else {
             continue;
@@ -141,22 +174,22 @@ pub fn read(section: &Section<'_, '_>, limit: usize) -> Allocators {
         let at = section.at.add(u64::from(variable.offset));
         match (ty.kind, btf.name(&ty)) {
             (Kind::Struct, "scx_allocator") => {
-                found.found = true;
-                trees.push(tree(
-                    scope,
-                    variable.name,
-                    ty.id,
-                    at,
-                    limit,
-                    &mut found.known,
-                ));
+                let known = &mut found.known;
+                trees.push(tree(scope, variable.name, (ty.id, at), &mut budget, known));
             }
             (Kind::Struct, "scx_static") => match static_range(scope, variable.name, ty.id, at) {
-                Ok(Some(range)) => {
+                Ok(range) => {
                     found.known.push((range.start_low32, range.capacity));
                     found.statics.ranges.push(range);
                 }
-                Ok(None) | Err(_) => found.statics.skipped += 1,
+                Err(error) => {
+                    found.statics.skipped = found.statics.skipped.saturating_add(1);
+                    if found.skipped_statics.len() < MAX_STATICS {
+                        found
+                            .skipped_statics
+                            .push((variable.name.to_owned(), error));
+                    }
+                }
             },
             (Kind::Struct, "sdt_pool") => {
                 found.known.extend(slab(scope, ty.id, at, ""));
@@ -184,24 +217,27 @@ fn member(kernel: &Kernel, btf: &Btf, ty: TypeId, at: Kva, path: &str) -> Result
     kernel.read_u64(at.add(btf.field(ty, path)?.offset))
 }
 
-fn static_range(
-    scope: &Scope<'_>,
-    name: &str,
-    ty: TypeId,
-    at: Kva,
-) -> Result<Option<ScxStaticRange>> {
+fn static_range(scope: &Scope<'_>, name: &str, ty: TypeId, at: Kva) -> Result<ScxStaticRange> {
     let read = |path| member(scope.kernel(), scope.btf(), ty, at, path);
     let capacity = read("max_alloc_bytes")?;
     let memory = read("memory")?;
     let size = read("off")?;
-    let plausible =
-        (1..limits::MAX_VM_RANGE_BYTES).contains(&capacity) && memory != 0 && size <= capacity;
-    Ok(plausible.then(|| ScxStaticRange {
+    if memory == 0 {
+        return Err(Error::Null(format!("scx_static.memory of {name}")));
+    }
+    if !(1..limits::MAX_VM_RANGE_BYTES).contains(&capacity) || size > capacity {
+        return Err(Error::Implausible {
+            what: format!("scx_static.off of {name}"),
+            found: format!("{size} of max_alloc_bytes {capacity}"),
+            why: "at most that, which is less than 4 GiB",
+        });
+    }
+    Ok(ScxStaticRange {
         instance_name: name.to_owned(),
         start_low32: low32(memory),
         size,
         capacity,
-    }))
+    })
 }
 
 /// The pages that a `struct sdt_pool` cuts elements from, as the region that they are.
@@ -229,21 +265,30 @@ fn spare_pages(scope: &Scope<'_>, at: Kva) -> Result<Vec<(u32, u64)>> {
         pages.push((low32(pointer), PAGE));
         let slots = btf.array(stack.ty).map_or(0, |a| u64::from(a.len));
         let held = le_u64(&bytes, to_usize(btf.field(ty, "idx")?.offset)).unwrap_or(0);
-        for slot in 0..held.min(slots) {
-            let page = le_u64(&bytes, to_usize(stack.offset + slot * 8)).unwrap_or(0);
-            pages.push((low32(page), PAGE));
-        }
+        let slots = held.min(slots).min(PAGE / 8);
+        let offsets = (0..slots).map(|slot| stack.offset.saturating_add(slot * 8));
+        let held = offsets.map_while(|offset| le_u64(&bytes, to_usize(offset)));
+        pages.extend(held.map(|page| (low32(page), PAGE)));
     }
     Ok(pages)
+}
+
+/// What the walks of one section may still take, and where they were.
+struct Budget {
+    /// The low 32 bits of the addresses of nodes, chunks and slots.
+    visited: HashSet<u32>,
+    /// Slots that are shown of one allocator.
+    slots: usize,
+    /// Bytes of slots that are kept of all of them.
+    bytes: u64,
 }
 
 /// Walks one allocator's tree.
 fn tree(
     scope: &Scope<'_>,
     name: &str,
-    ty: TypeId,
-    at: Kva,
-    limit: usize,
+    (ty, at): (TypeId, Kva),
+    budget: &mut Budget,
     known: &mut Vec<(u32, u64)>,
 ) -> Tree {
     let mut tree = Tree {
@@ -251,6 +296,7 @@ fn tree(
         at,
         elem_size: 0,
         slots: Vec::new(),
+        live: 0,
         truncated: false,
         skipped: 0,
         error: None,
@@ -276,15 +322,22 @@ fn tree(
             .ok_or_else(|| Error::Null(format!("the arena of {name}")))?;
         let desc = btf.find("struct sdt_desc")?;
         let root = member(kernel, btf, ty, at, "root")?;
+        let desc_size = btf.size_of(desc).unwrap_or(0);
+        if !(1..=MAX_DESC).contains(&desc_size) {
+            return Err(Error::Implausible {
+                what: "the size of struct sdt_desc".into(),
+                found: desc_size.to_string(),
+                why: "at most 4096 bytes",
+            });
+        }
         let mut walk = Walk {
             kernel,
             arena,
             allocated: btf.field(desc, "allocated")?.offset,
             nr_free: btf.field(desc, "nr_free")?.offset,
             chunk: btf.field(desc, "chunk")?.offset,
-            desc_size: btf.size_of(desc).unwrap_or(0),
-            limit,
-            chunks: 0,
+            desc_size,
+            budget,
             known,
         };
         if root != 0 {
@@ -305,74 +358,138 @@ struct Walk<'a> {
     nr_free: u64,
     chunk: u64,
     desc_size: u64,
-    limit: usize,
-    chunks: usize,
+    budget: &'a mut Budget,
     known: &'a mut Vec<(u32, u64)>,
 }
 
 impl Walk<'_> {
-    fn bytes(&self, pointer: u64, size: u64) -> Option<Vec<u8>> {
+    fn bytes(&self, pointer: u64, size: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; to_usize(size)];
         let at = self.arena.low32(pointer);
-        self.arena.fill(self.kernel, at, &mut bytes).ok()?;
-        Some(bytes)
+        self.arena.fill(self.kernel, at, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Notes that the walk is at `pointer`; false, with a reason, where it may not go.
+    fn enter(&mut self, pointer: u64, what: &str, tree: &mut Tree) -> bool {
+        if self.budget.visited.len() >= MAX_VISITED {
+            tree.truncated = true;
+            tree.skip(|| format!("more than {MAX_VISITED} nodes and slots in one section"));
+            return false;
+        }
+        let new = self.budget.visited.insert(low32(pointer));
+        if !new {
+            tree.skip(|| format!("the {what} at {pointer:#x} has been met before"));
+        }
+        new
+    }
+
+    /// What is at a node: its `struct sdt_desc` and the pointers of its chunk.
+    fn node(&mut self, pointer: u64, tree: &mut Tree) -> Option<(Vec<u8>, Vec<u8>)> {
+        if !self.enter(pointer, "node", tree) {
+            return None;
+        }
+        let desc = match self.bytes(pointer, self.desc_size) {
+            Ok(desc) => desc,
+            Err(error) => {
+                tree.skip(|| format!("the node at {pointer:#x}: {error}"));
+                return None;
+            }
+        };
+        let word = |offset| le_u64(&desc, to_usize(offset)).unwrap_or(u64::MAX);
+        let (nr_free, chunk) = (word(self.nr_free), word(self.chunk));
+        if nr_free > to_u64(SLOTS) || chunk == 0 {
+            tree.skip(|| {
+                format!(
+                    "the node at {pointer:#x}: sdt_desc.nr_free is {nr_free} and .chunk {chunk:#x}"
+                )
+            });
+            return None;
+        }
+        self.known.push((low32(pointer), self.desc_size));
+        if !self.enter(chunk, "chunk", tree) {
+            return None;
+        }
+        match self.bytes(chunk, to_u64(SLOTS) * 8) {
+            Ok(pointers) => {
+                self.known.push((low32(chunk), to_u64(SLOTS) * 8));
+                Some((desc, pointers))
+            }
+            Err(error) => {
+                tree.skip(|| format!("the chunk at {chunk:#x}: {error}"));
+                None
+            }
+        }
     }
 
     /// Visits the node whose `struct sdt_desc` is at `pointer`; `position` is that of its first
     /// slot, in units of this level.
     fn descend(&mut self, pointer: u64, level: usize, position: u64, tree: &mut Tree) {
-        self.chunks += 1;
-        let node = self.bytes(pointer, self.desc_size).and_then(|desc| {
-            let nr_free = le_u64(&desc, to_usize(self.nr_free))?;
-            let chunk = le_u64(&desc, to_usize(self.chunk)).filter(|&chunk| chunk != 0)?;
-            (nr_free <= to_u64(SLOTS) && self.chunks <= MAX_CHUNKS).then_some(())?;
-            Some((desc, chunk, self.bytes(chunk, to_u64(SLOTS) * 8)?))
-        });
-        let Some((desc, chunk, pointers)) = node else {
-            tree.skipped += 1;
+        let Some((desc, pointers)) = self.node(pointer, tree) else {
             return;
         };
-        self.known.push((low32(pointer), self.desc_size));
-        self.known.push((low32(chunk), to_u64(SLOTS) * 8));
         for slot in 0..SLOTS {
-            if tree.truncated {
-                return;
-            }
             let child = le_u64(&pointers, slot * 8).unwrap_or(0);
             if child == 0 {
                 continue;
+            }
+            if self.budget.visited.len() >= MAX_VISITED {
+                // Noted by whoever met the limit.
+                self.enter(child, "slot", tree);
+                return;
             }
             let position = position * to_u64(SLOTS) + to_u64(slot);
             if level + 1 < LEVELS {
                 self.descend(child, level + 1, position, tree);
                 continue;
             }
-            let word = le_u64(&desc, to_usize(self.allocated) + slot / 64 * 8).unwrap_or(0);
-            let live = word >> (slot % 64) & 1 == 1;
-            // A freed slot keeps its memory.
-            self.known.push((low32(child), tree.elem_size));
-            if !live {
+            if !self.enter(child, "slot", tree) {
                 continue;
             }
-            if tree.slots.len() >= self.limit {
-                tree.truncated = true;
-                return;
+            // A freed slot keeps its memory.
+            self.know(child, tree.elem_size);
+            let word = le_u64(&desc, to_usize(self.allocated) + slot / 64 * 8).unwrap_or(0);
+            if word >> (slot % 64) & 1 == 1 {
+                self.live(child, position, tree);
             }
-            match self.bytes(child, tree.elem_size) {
-                Some(bytes) => tree.slots.push(Slot {
+        }
+    }
+
+    /// A live slot: its bytes, while there is room for them.
+    fn live(&mut self, pointer: u64, position: u64, tree: &mut Tree) {
+        tree.live += 1;
+        if tree.slots.len() >= self.budget.slots || self.budget.bytes < tree.elem_size {
+            tree.truncated = true;
+            return;
+        }
+        match self.bytes(pointer, tree.elem_size) {
+            Ok(bytes) => {
+                self.budget.bytes = self.budget.bytes.saturating_sub(tree.elem_size);
+                tree.slots.push(Slot {
                     position,
-                    pointer: child,
+                    pointer,
                     bytes,
-                }),
-                None => tree.skipped += 1,
+                });
             }
+            Err(error) => tree.skip(|| format!("the slot at {pointer:#x}: {error}")),
+        }
+    }
+
+    /// Notes bytes that are accounted for; slots mostly lie side by side.
+    fn know(&mut self, pointer: u64, size: u64) {
+        let start = low32(pointer);
+        match self.known.last_mut() {
+            Some((from, len)) if u64::from(*from).saturating_add(*len) == u64::from(start) => {
+                *len = len.saturating_add(size);
+            }
+            _ => self.known.push((start, size)),
         }
     }
 }
 
-/// Where the slots of this object's allocators keep their number: the one place where every
-/// slot's number is its place in the tree. Slot 0 alone proves nothing: a zero is anywhere.
-fn layout(btf: &Btf, trees: &[Tree]) -> Layout {
+/// Where the slots of this object's allocators keep their number: the one place where most slots'
+/// numbers are their places in the tree. Slot 0 alone proves nothing: a zero is anywhere.
+fn layout(btf: &Btf, trees: &[Tree]) -> Option<Layout> {
     let declared = btf
         .find("struct sdt_data")
         .ok()
@@ -384,22 +501,22 @@ fn layout(btf: &Btf, trees: &[Tree]) -> Layout {
     };
     candidates.extend(TRAILERS.map(Layout::Trailer));
     candidates.push(Layout::Header(HEADER));
-    let matches = |layout: Layout| {
-        trees
-            .iter()
-            .flat_map(|tree| tree.slots.iter().map(move |slot| (tree, slot)))
-            .filter(|(tree, slot)| slot_id(slot, layout, tree.elem_size).0 == slot.position)
-            .count()
-    };
     // The first of the best: candidates are in order of likelihood.
-    let mut best = (0, Layout::Header(HEADER));
-    for candidate in candidates.into_iter().rev() {
-        let count = matches(candidate);
-        if count >= best.0 {
-            best = (count, candidate);
+    let mut best: Option<(usize, Layout)> = None;
+    for candidate in candidates {
+        let slots = || {
+            let all = trees.iter();
+            all.flat_map(|tree| tree.slots.iter().map(move |slot| (tree, slot)))
+        };
+        let fits = |(tree, slot): &(&Tree, &Slot)| candidate.is_of(slot, tree.elem_size);
+        let fitting = slots().filter(fits).count();
+        let proof = slots().filter(fits).any(|(_, slot)| slot.position != 0);
+        let majority = fitting.saturating_mul(2) > slots().count();
+        if proof && majority && best.is_none_or(|(count, _)| fitting > count) {
+            best = Some((fitting, candidate));
         }
     }
-    best.1
+    best.map(|(_, layout)| layout)
 }
 
 /// The slot's own number and generation.
@@ -413,10 +530,25 @@ fn slot_id(slot: &Slot, layout: Layout, elem_size: u64) -> (u64, i32) {
 }
 
 /// Types the payloads and adds the allocator to the result.
-fn finish(scope: &Scope<'_>, tree: Tree, layout: Layout, found: &mut Allocators) {
+fn finish(scope: &Scope<'_>, mut tree: Tree, layout: Option<Layout>, found: &mut Allocators) {
     let btf = scope.btf();
-    let payload_size = tree.elem_size.saturating_sub(layout.overhead());
-    let choice = payload_type(btf, &tree.name, payload_size, layout);
+    // What holds for the object must hold for the slots of this allocator.
+    let layout = layout.filter(|layout| {
+        let fits = |slot: &&Slot| layout.is_of(slot, tree.elem_size);
+        tree.slots.is_empty() || tree.slots.iter().filter(fits).count() * 2 > tree.slots.len()
+    });
+    let unknown = layout.is_none() && !tree.slots.is_empty();
+    if unknown {
+        tree.error.get_or_insert_with(|| NO_LAYOUT.to_owned());
+    }
+    let overhead = layout.map_or(0, Layout::overhead);
+    let payload_at = layout.map_or(0, Layout::payload_at);
+    let payload_size = tree.elem_size.saturating_sub(overhead);
+    let choice = match layout {
+        Some(layout) => payload_type(btf, &tree.name, payload_size, layout),
+        None if unknown => Err(NO_LAYOUT.to_owned()),
+        None => Err(NO_SLOTS.to_owned()),
+    };
     let (target, rule, reason) = match choice {
         Ok((ty, rule)) => (Some(ty), Some(rule), String::new()),
         Err(reason) => (None, None, reason),
@@ -425,29 +557,32 @@ fn finish(scope: &Scope<'_>, tree: Tree, layout: Layout, found: &mut Allocators)
     let mut entries = Vec::with_capacity(tree.slots.len());
     let mut misplaced = 0u64;
     for (entry, slot) in tree.slots.iter().enumerate() {
-        let (own, genn) = slot_id(slot, layout, tree.elem_size);
+        let (own, genn) = layout.map_or((slot.position, 0), |layout| {
+            slot_id(slot, layout, tree.elem_size)
+        });
         misplaced += u64::from(own != slot.position);
-        let payload_at = to_usize(layout.payload_at());
-        let payload = slot.bytes.get(payload_at..).unwrap_or_default();
+        let payload = slot.bytes.get(to_usize(payload_at)..).unwrap_or_default();
         let payload = payload.get(..to_usize(payload_size)).unwrap_or(payload);
+        let used = scope.used();
         let value = match target {
             Some(ty) => {
                 let size = btf.size_of(ty).map_or(payload.len(), to_usize);
                 let at = scope
                     .arena()
                     .map_or(slot.pointer, |arena| arena.low32(slot.pointer).0)
-                    .wrapping_add(layout.payload_at());
+                    .wrapping_add(payload_at);
                 scope.render_at(ty, payload.get(..size).unwrap_or(payload), at)
             }
-            None => crate::render::bytes_value(payload),
+            None => scope.bytes(payload),
         };
         let allocation = Allocation {
             allocator,
             entry,
             typed: target.is_some(),
+            parts: scope.used().saturating_sub(used),
         };
         let start = low32(slot.pointer);
-        for at in [start, start.wrapping_add(low32(layout.payload_at()))] {
+        for at in [start, start.wrapping_add(low32(payload_at))] {
             found.allocations.insert(at, allocation.clone());
         }
         entries.push(SdtAllocEntry {
@@ -457,17 +592,25 @@ fn finish(scope: &Scope<'_>, tree: Tree, layout: Layout, found: &mut Allocators)
             payload: value,
         });
     }
+    if let Some(parts) = scope.exhausted() {
+        tree.error.get_or_insert_with(|| {
+            format!("the payloads of this section have more than the {parts} parts that are shown")
+        });
+    }
     found.infos.push(AllocatorInfo {
         name: tree.name.clone(),
         kva: Hex(tree.at.0),
         elem_size: tree.elem_size,
-        live: to_u64(entries.len()),
+        live: tree.live,
+        shown: to_u64(entries.len()),
         payload_type: target.map(|ty| btf.describe(ty)),
         payload_rule: rule.map(str::to_owned),
-        layout: (!entries.is_empty()).then(|| match layout {
-            Layout::Header(size) => format!("number in a header of {size} bytes"),
-            Layout::Trailer(size) => format!("number in the last {size} bytes"),
-        }),
+        layout: layout
+            .filter(|_| !entries.is_empty())
+            .map(|layout| match layout {
+                Layout::Header(size) => format!("number in a header of {size} bytes"),
+                Layout::Trailer(size) => format!("number in the last {size} bytes"),
+            }),
         misplaced,
         error: tree.error,
         ..AllocatorInfo::default()

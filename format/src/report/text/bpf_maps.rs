@@ -1,12 +1,17 @@
 //! BPF maps as our own text shows them: a table of all, then what the shared text has no place
 //! for. The contents themselves are in the shared part.
 
+use std::collections::BTreeSet;
+
 use super::super::bpf_maps::{AllocatorInfo, ArenaInfo, MapInfo};
+use super::super::postmortem::Flags;
 use super::escape::Escaped;
 use super::postmortem::{Table, more};
 
-/// Owners, targets, records and stacks shown of one map. The JSON has all.
+/// Targets, records and stacks shown of one map. The JSON has all.
 const SHOWN: usize = 8;
+/// Maps, and owners of one map or allocator: all of what is usual.
+const SHOWN_MOST: usize = 4096;
 /// Bytes of a record that are shown.
 const SHOWN_BYTES: usize = 48;
 
@@ -16,8 +21,9 @@ pub(super) fn maps(maps: &[MapInfo]) -> Vec<String> {
         return Vec::new();
     }
     let mut table = Table::new([
-        "id", "name", "type", "key", "value", "entries", "bytes", "programs",
+        "id", "name", "type", "key", "value", "entries", "bytes", "flags", "programs",
     ]);
+    table.shown = SHOWN_MOST;
     let number = |n: Option<u64>| n.map_or_else(|| "-".into(), |n| n.to_string());
     for map in maps {
         let programs: Vec<String> = map.progs.iter().map(|p| p.id.to_string()).collect();
@@ -39,11 +45,12 @@ pub(super) fn maps(maps: &[MapInfo]) -> Vec<String> {
                 .unwrap_or_else(|| number(map.value_size.map(u64::from))),
             held,
             number(map.memory_bytes),
+            map.flags.as_ref().map_or_else(|| "-".into(), flags),
             programs.join(","),
         ]);
     }
     let mut lines = table.lines();
-    for map in maps {
+    for map in maps.iter().take(SHOWN_MOST) {
         let details = details(map);
         if !details.is_empty() {
             lines.push(format!("{} {}:", map.id, Escaped(&map.name)));
@@ -53,16 +60,22 @@ pub(super) fn maps(maps: &[MapInfo]) -> Vec<String> {
     lines
 }
 
+/// `BPF_F_*` by name, those without a name as a number.
+fn flags(flags: &Flags) -> String {
+    if flags.names.is_empty() && flags.raw.0 != 0 {
+        return flags.raw.to_string();
+    }
+    flags.names.join("|")
+}
+
 /// The lines of the section on arenas: how much of each is understood, and its allocators.
 pub(super) fn arenas(arenas: &[ArenaInfo], allocators: &[AllocatorInfo]) -> Vec<String> {
     let mut lines = Vec::new();
     for arena in arenas {
-        let mut line = format!(
-            "{} {}: {} pages",
-            arena.map_id,
-            Escaped(&arena.name),
-            arena.pages
-        );
+        let pages = arena
+            .pages
+            .map_or_else(|| "not all pages known".into(), |n| format!("{n} pages"));
+        let mut line = format!("{} {}: {pages}", arena.map_id, Escaped(&arena.name));
         if let Some(at) = arena.globals_at {
             line.push_str(&format!(", globals at {at}"));
         }
@@ -74,43 +87,82 @@ pub(super) fn arenas(arenas: &[ArenaInfo], allocators: &[AllocatorInfo]) -> Vec<
             ));
         }
         lines.push(line);
+        let says = |what: &str, text: &str| format!("  {what}: {}", Escaped(text));
+        lines.extend(arena.error.iter().map(|e| says("pages", e)));
         lines.extend(
             arena
                 .globals_error
                 .iter()
-                .map(|error| format!("  globals not read: {}", Escaped(error))),
+                .map(|e| says("globals not read", e)),
         );
-        let own = allocators
-            .iter()
-            .filter(|a| a.arena_id == Some(arena.map_id));
-        for a in own {
-            let ty = match (&a.payload_type, &a.payload_rule) {
-                (Some(ty), Some(rule)) => format!("{} ({})", Escaped(ty), Escaped(rule)),
-                _ => "payload of unknown type".to_owned(),
-            };
-            let mut line = format!(
-                "  {}: {} live of {} bytes, {} with a known owner, {ty}",
-                Escaped(&a.name),
-                a.live,
-                a.elem_size,
-                a.owners.len()
-            );
-            if a.misplaced > 0 {
-                line.push_str(&format!(", {} whose own number is another", a.misplaced));
-            }
-            if let Some(error) = &a.error {
-                line.push_str(&format!("; {}", Escaped(error)));
-            }
-            lines.push(line);
+        if !arena.other_types.is_empty() {
+            lines.push(says(
+                "known by their members only",
+                &arena.other_types.join(", "),
+            ));
         }
+        let own = allocators.iter();
+        let own = own.filter(|a| a.arena_id == Some(arena.map_id));
+        lines.extend(own.flat_map(allocator));
+    }
+    let known = |a: &&AllocatorInfo| arenas.iter().any(|arena| a.arena_id == Some(arena.map_id));
+    let mut others = allocators.iter().filter(|a| !known(a)).peekable();
+    if others.peek().is_some() {
+        lines.push("allocators of which the arena is not known:".to_owned());
+        lines.extend(others.flat_map(allocator));
     }
     lines
+}
+
+/// An allocator, and a line for each slot whose owner is known.
+fn allocator(a: &AllocatorInfo) -> Vec<String> {
+    let ty = match (&a.payload_type, &a.payload_rule) {
+        (Some(ty), Some(rule)) => format!("{} ({})", Escaped(ty), Escaped(rule)),
+        _ => "payload of unknown type".to_owned(),
+    };
+    let owned: BTreeSet<i32> = a.owners.iter().map(|owner| owner.idx).collect();
+    let mut line = format!(
+        "  {}: {} live of {} bytes, {} with a known owner, {ty}",
+        Escaped(&a.name),
+        a.live,
+        a.elem_size,
+        owned.len()
+    );
+    if a.shown < a.live {
+        line.push_str(&format!(", the first {} are shown", a.shown));
+    }
+    if a.misplaced > 0 {
+        line.push_str(&format!(", {} whose own number is another", a.misplaced));
+    }
+    if let Some(error) = &a.error {
+        line.push_str(&format!("; {}", Escaped(error)));
+    }
+    let mut lines = vec![line];
+    let owners = a.owners.iter().map(|slot| {
+        let o = &slot.owner;
+        let owner = who(&o.kind, o.id, o.name.as_deref(), o.error.as_deref());
+        format!("    [{}] gen {} {owner}", slot.idx, slot.genn)
+    });
+    lines.extend(owners.take(SHOWN_MOST));
+    lines.extend(more(a.owners.len(), SHOWN_MOST).map(|text| format!("    {text}")));
+    lines
+}
+
+/// An object: what it is, its id and name, or why they could not be told.
+fn who(kind: &str, id: Option<u64>, name: Option<&str>, error: Option<&str>) -> String {
+    let id = id.map_or_else(String::new, |id| format!(" {id}"));
+    let name = name.map_or_else(String::new, |name| format!(" {}", Escaped(name)));
+    let error = error.map_or_else(String::new, |e| format!(" ({})", Escaped(e)));
+    format!("{}{id}{name}{error}", Escaped(kind))
 }
 
 fn details(map: &MapInfo) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(error) = &map.error {
         lines.push(format!("not whole: {}", Escaped(error)));
+    }
+    if let Some(error) = &map.memory_error {
+        lines.push(format!("bytes not known: {}", Escaped(error)));
     }
     if let Some(state) = &map.struct_ops_state {
         lines.push(format!("state {}", Escaped(state)));
@@ -129,12 +181,6 @@ fn details(map: &MapInfo) -> Vec<String> {
             bloom.bits_set, bloom.bits, bloom.hash_functions
         ));
     }
-    let who = |kind: &str, id: Option<u64>, name: Option<&str>, error: Option<&str>| {
-        let id = id.map_or_else(String::new, |id| format!(" {id}"));
-        let name = name.map_or_else(String::new, |name| format!(" {}", Escaped(name)));
-        let error = error.map_or_else(String::new, |e| format!(" ({})", Escaped(e)));
-        format!("{}{id}{name}{error}", Escaped(kind))
-    };
     let targets = map.targets.iter().map(|t| {
         let to = who(&t.kind, t.id, t.name.as_deref(), t.error.as_deref());
         format!("[{}] -> {to}", Escaped(&t.key))
@@ -144,7 +190,8 @@ fn details(map: &MapInfo) -> Vec<String> {
         let owner = who(&o.kind, o.id, o.name.as_deref(), o.error.as_deref());
         format!("owned by {owner}")
     });
-    list(&mut lines, map.owners.len(), owners);
+    lines.extend(owners.take(SHOWN_MOST));
+    lines.extend(more(map.owners.len(), SHOWN_MOST));
     let records = map.records.iter().map(|r| {
         let bytes: String = r.data_hex.chars().take(3 * SHOWN_BYTES).collect();
         let rest = if bytes.len() < r.data_hex.len() {

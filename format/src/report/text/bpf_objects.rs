@@ -18,7 +18,8 @@ pub(super) fn active(active: &ActiveInfo) -> Vec<String> {
     let links: Vec<String> = active.link_ids.iter().map(u32::to_string).collect();
     facts.with("link", (!links.is_empty()).then(|| links.join(" ")));
     facts.with("object", active.object_name.as_deref().map(Escaped));
-    facts.with("found by", Some(Escaped(&active.found_by)));
+    let found_by = Some(&active.found_by).filter(|by| !by.is_empty());
+    facts.with("found by", found_by.map(|by| Escaped(by)));
     let name = Escaped(active.ops_name.as_deref().unwrap_or("(no name)"));
     let mut lines = vec![format!("{name}: {}", facts.join(", "))];
     let width = active

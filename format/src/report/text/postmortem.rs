@@ -630,6 +630,8 @@ pub(super) struct Table<const N: usize> {
     header: [&'static str; N],
     pub(super) right: [bool; N],
     pub(super) rows: Vec<[String; N]>,
+    /// Rows that are shown.
+    pub(super) shown: usize,
 }
 
 impl<const N: usize> Table<N> {
@@ -638,6 +640,7 @@ impl<const N: usize> Table<N> {
             header,
             right: [false; N],
             rows: Vec::new(),
+            shown: SHOWN_ROWS,
         }
     }
 
@@ -650,7 +653,7 @@ impl<const N: usize> Table<N> {
         let header = self.header.map(str::to_owned);
         let shown: Vec<&[String; N]> = [&header]
             .into_iter()
-            .chain(self.rows.iter().take(SHOWN_ROWS))
+            .chain(self.rows.iter().take(self.shown))
             .collect();
         let mut widths = [0; N];
         for row in &shown {
@@ -673,7 +676,7 @@ impl<const N: usize> Table<N> {
                 line.trim_end().to_owned()
             })
             .collect();
-        lines.extend(more(self.rows.len(), SHOWN_ROWS));
+        lines.extend(more(self.rows.len(), self.shown));
         lines
     }
 }

@@ -4,15 +4,16 @@
 //! apart; a per-CPU array has per-CPU pointers there (`pptrs`). `struct bpf_insn_array`
 //! (kernel/bpf/bpf_insn_array.c) has its own values.
 
+use std::sync::Arc;
+
 use scx_postmortem_format::report::{
     FailureDumpArrayEntry, FailureDumpPercpuEntry, RenderedValue, reasons,
 };
 
 use super::{Found, Map};
 use crate::bytes::{to_u64, to_usize};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::TypeId;
-use crate::render::Scope;
 
 pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let array = map.cast("struct bpf_array")?;
@@ -36,11 +37,10 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         return Ok(());
     }
     let count = to_usize(u64::from(map.max_entries));
-    let mut unreadable = 0;
+    let mut unreadable = Unreadable::default();
     for key in (0..map.max_entries).take(map.limit) {
         let at = first.add(stride.wrapping_mul(u64::from(key)));
-        let bytes = map.kernel.read_bytes(at, size).ok();
-        unreadable += usize::from(bytes.is_none());
+        let bytes = unreadable.ok(map.kernel.read_bytes(at, size));
         found.shared.array_entries.push(FailureDumpArrayEntry {
             key,
             value: bytes.map(|bytes| map.value_or_bytes(&bytes, at)),
@@ -52,10 +52,31 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
             map.limit
         ));
     }
-    if unreadable > 0 {
-        found.error(format!("{unreadable} keys unreadable"));
-    }
+    unreadable.close(found);
     Ok(())
+}
+
+/// Keys whose values cannot be read: how many, and why the first.
+#[derive(Default)]
+struct Unreadable {
+    keys: usize,
+    first: Option<Error>,
+}
+
+impl Unreadable {
+    fn ok<T>(&mut self, read: Result<T>) -> Option<T> {
+        read.map_err(|error| {
+            self.keys += 1;
+            self.first.get_or_insert(error);
+        })
+        .ok()
+    }
+
+    fn close(self, found: &mut Found) {
+        if let Some(first) = self.first {
+            found.error(format!("{} keys unreadable ({first})", self.keys));
+        }
+    }
 }
 
 pub(super) fn read_per_cpu(map: &Map<'_>, found: &mut Found) -> Result<()> {
@@ -63,15 +84,16 @@ pub(super) fn read_per_cpu(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let pointers = array.member("pptrs")?.address();
     found.own.entries = Some(u64::from(map.max_entries));
     let shown = to_usize(u64::from(map.max_entries)).min(map.limit);
-    let mut unreadable = 0;
+    let mut unreadable = Unreadable::default();
     for key in (0..map.max_entries).take(shown) {
-        let per_cpu = match map.kernel.read_ptr(pointers.add(u64::from(key) * 8)) {
-            Ok(base) if !base.is_null() => map.per_cpu_values(base),
-            Ok(_) => Vec::new(),
-            Err(_) => {
-                unreadable += 1;
-                Vec::new()
-            }
+        let base = map.kernel.read_ptr(pointers.add(u64::from(key) * 8));
+        let base = base.and_then(|base| match base.is_null() {
+            true => Err(Error::Null(format!("bpf_array.pptrs[{key}]"))),
+            false => Ok(base),
+        });
+        let per_cpu = match unreadable.ok(base) {
+            Some(base) => map.per_cpu_values(base, found, format_args!("key {key}")),
+            None => Vec::new(),
         };
         found
             .shared
@@ -84,9 +106,7 @@ pub(super) fn read_per_cpu(map: &Map<'_>, found: &mut Found) -> Result<()> {
             map.max_entries
         ));
     }
-    if unreadable > 0 {
-        found.error(format!("{unreadable} keys unreadable"));
-    }
+    unreadable.close(found);
     Ok(())
 }
 
@@ -95,11 +115,12 @@ pub(super) fn read_per_cpu(map: &Map<'_>, found: &mut Found) -> Result<()> {
 pub(super) fn read_instructions(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let values = map.cast("struct bpf_insn_array")?.member("values")?;
     let ty: TypeId = map.kernel.btf.find("struct bpf_insn_array_value")?;
-    let scope = Scope::new(map.kernel, std::sync::Arc::clone(&map.kernel.btf), None);
+    let scope = map.scope.with_types(Arc::clone(&map.kernel.btf));
     found.own.entries = Some(u64::from(map.max_entries));
+    let mut unreadable = Unreadable::default();
     for key in (0..map.max_entries).take(map.limit) {
         let value = values.index(u64::from(key))?;
-        let bytes = value.bytes().ok();
+        let bytes = unreadable.ok(value.bytes());
         found.shared.array_entries.push(FailureDumpArrayEntry {
             key,
             value: bytes.map(|bytes| scope.render_at(ty, &bytes, value.address().0)),
@@ -111,6 +132,7 @@ pub(super) fn read_instructions(map: &Map<'_>, found: &mut Found) -> Result<()> 
             map.limit, map.max_entries
         ));
     }
+    unreadable.close(found);
     Ok(())
 }
 

@@ -7,9 +7,8 @@
 use scx_postmortem_format::report::{FailureDumpEntry, FailureDumpPercpuHashEntry, hex_string};
 
 use super::{Found, Map};
-use crate::bytes::to_u64;
+use crate::addr::Kva;
 use crate::error::Result;
-use crate::kernel::WalkEnd;
 
 /// `BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE`.
 const PER_CPU: u32 = 21;
@@ -21,35 +20,47 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         .address();
     let walk = map.kernel.list(head, map.limit);
     for &node in &walk.items {
-        let storage = map
-            .kernel
-            .entry("struct bpf_cgroup_storage", "list_map", node)?;
-        let key_at = storage.member("key")?.address();
-        let key = map.kernel.read_bytes(key_at, u64::from(map.key_size))?;
-        if map.map_type == PER_CPU {
-            found
-                .shared
-                .percpu_hash_entries
-                .push(FailureDumpPercpuHashEntry {
-                    key: map.key(&key),
-                    key_hex: hex_string(&key),
-                    per_cpu: map.per_cpu_values(storage.member("percpu_buf")?.ptr()?),
-                });
-            continue;
+        if let Err(error) = element(map, found, node) {
+            found.lost(format_args!("the element at {node}: {error}"));
         }
-        let at = storage.member("buf")?.deref()?.member("data")?.address();
-        let bytes = map.kernel.read_bytes(at, u64::from(map.value_size))?;
-        found.shared.entries.push(FailureDumpEntry {
-            key: map.key(&key),
-            key_hex: hex_string(&key),
-            value: map.value(&bytes, at),
-            value_hex: hex_string(&bytes),
-            payload: None,
-        });
     }
-    match &walk.end {
-        WalkEnd::Complete => found.own.entries = Some(to_u64(walk.items.len())),
-        end => found.error(end.anomaly().unwrap_or_default()),
+    if found.bucket_end(None, &walk.end) {
+        found.error(format!("the first {} elements are shown", map.limit));
     }
+    let shown = found.shared.entries.len();
+    found.count(shown.max(found.shared.percpu_hash_entries.len()));
+    Ok(())
+}
+
+fn element(map: &Map<'_>, found: &mut Found, node: Kva) -> Result<()> {
+    let storage = map
+        .kernel
+        .entry("struct bpf_cgroup_storage", "list_map", node)?;
+    let key_at = storage.member("key")?.address();
+    let key = map.kernel.read_bytes(key_at, u64::from(map.key_size))?;
+    let key_hex = hex_string(&key);
+    if map.map_type == PER_CPU {
+        let base = storage.member("percpu_buf")?.ptr()?;
+        let what = format_args!("the value of {key_hex}");
+        let per_cpu = map.per_cpu_values(base, found, what);
+        found
+            .shared
+            .percpu_hash_entries
+            .push(FailureDumpPercpuHashEntry {
+                key: map.key(&key),
+                key_hex,
+                per_cpu,
+            });
+        return Ok(());
+    }
+    let at = storage.member("buf")?.deref()?.member("data")?.address();
+    let bytes = map.kernel.read_bytes(at, u64::from(map.value_size))?;
+    found.shared.entries.push(FailureDumpEntry {
+        key: map.key(&key),
+        key_hex,
+        value: map.value(&bytes, at),
+        value_hex: hex_string(&bytes),
+        payload: None,
+    });
     Ok(())
 }

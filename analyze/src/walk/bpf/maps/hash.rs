@@ -6,20 +6,21 @@
 //! preallocated maps: elements are counted by walking.
 
 use scx_postmortem_format::report::{
-    FailureDumpEntry, FailureDumpPercpuHashEntry, MapTarget, RenderedValue, hex_string, reasons,
+    FailureDumpEntry, FailureDumpPercpuHashEntry, RenderedValue, hex_string, reasons,
 };
 
 use super::targets::map_target;
 use super::{Found, Map};
 use crate::addr::Kva;
-use crate::bytes::{le_u64, to_u64, to_usize};
+use crate::bytes::{le_u64, to_usize};
 use crate::error::{Error, Result};
-use crate::kernel::WalkEnd;
 
 /// Buckets: the next power of two of the most entries that fit into memory.
 const MAX_BUCKETS: u64 = 1 << 26;
 /// Bytes of buckets that are read at once.
 const CHUNK: u64 = 1 << 16;
+/// Buckets that are tried one by one, in vain, where so many bytes cannot be read at once.
+const MAX_RETRIES: usize = 1 << 16;
 
 /// One element: its key, and the address of its value.
 struct Element {
@@ -48,47 +49,61 @@ fn elements(map: &Map<'_>, found: &mut Found) -> Result<(Vec<Element>, bool)> {
     let head = map.kernel.object("struct bucket", first)?.member("head")?;
     let head = head.address().0.wrapping_sub(first.0);
     let (key, value) = layout(map)?;
-    let mut found_elements = Vec::new();
-    let mut cut = false;
-    let mut per_chunk = CHUNK / size;
-    let mut index = 0;
-    while index < count && !cut {
-        per_chunk = per_chunk.min(count - index);
-        let at = first.add(index * size);
-        let chunk = map.kernel.read_bytes(at, per_chunk * size)?;
-        for bucket in 0..per_chunk {
-            let offset = bucket * size + head;
-            let link = le_u64(&chunk, to_usize(offset)).unwrap_or(1);
+    let mut elements = Vec::new();
+    let per_chunk = CHUNK / size;
+    let mut start = 0;
+    let mut retries = MAX_RETRIES;
+    while start < count {
+        let buckets = per_chunk.min(count - start);
+        let at = first.add(start * size);
+        let chunk = map.kernel.read_bytes(at, buckets * size).ok();
+        for bucket in 0..buckets {
+            let (offset, index) = (bucket * size + head, start + bucket);
+            let link = match &chunk {
+                Some(chunk) => le_u64(chunk, to_usize(offset)).unwrap_or(1),
+                None if retries == 0 => {
+                    found.lost(format_args!(
+                        "bucket {index} is in a part that cannot be read"
+                    ));
+                    continue;
+                }
+                None => match map.kernel.read_u64(at.add(offset)) {
+                    Ok(link) => link,
+                    Err(error) => {
+                        retries -= 1;
+                        found.lost(format_args!("bucket {index} cannot be read: {error}"));
+                        continue;
+                    }
+                },
+            };
             if link & 1 == 1 || link == 0 {
                 continue;
             }
-            let left = map.limit.saturating_sub(found_elements.len());
+            let left = map.limit.saturating_sub(elements.len());
             let walk = map.kernel.hlist_nulls(at.add(offset), left);
             for node in walk.items {
-                let key = map
-                    .kernel
-                    .read_bytes(node.add(key), u64::from(map.key_size))?;
-                found_elements.push(Element {
-                    key,
-                    value_at: node.add(value),
-                });
+                let key_size = u64::from(map.key_size);
+                match map.kernel.read_bytes(node.add(key), key_size) {
+                    Ok(key) => elements.push(Element {
+                        key,
+                        value_at: node.add(value),
+                    }),
+                    Err(error) => lost_key(found, node, &error),
+                }
             }
-            match walk.end {
-                WalkEnd::Complete => {}
-                WalkEnd::Limit(_) => {
-                    cut = true;
-                    break;
-                }
-                end => {
-                    let what = end.anomaly().unwrap_or_default();
-                    found.error(format!("bucket {}: {what}", index + bucket));
-                }
+            if found.bucket_end(Some(index), &walk.end) {
+                found.count(elements.len());
+                return Ok((elements, true));
             }
         }
-        index += per_chunk;
+        start += buckets;
     }
-    found.own.entries = (!cut).then(|| to_u64(found_elements.len()));
-    Ok((found_elements, cut))
+    found.count(elements.len());
+    Ok((elements, false))
+}
+
+fn lost_key(found: &mut Found, node: Kva, error: &Error) {
+    found.lost(format_args!("the key of the element at {node}: {error}"));
 }
 
 /// Offsets of key and value in an element, from its list node.
@@ -118,11 +133,6 @@ fn entry(map: &Map<'_>, key: &[u8], value_at: Kva) -> FailureDumpEntry {
     }
 }
 
-/// The sentence of the shared format names its own limit.
-fn truncated(map: &Map<'_>, words: &str) -> String {
-    words.replace("4096", &map.limit.to_string())
-}
-
 pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let (elements, cut) = elements(map, found)?;
     found.shared.entries = elements
@@ -130,26 +140,34 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         .map(|element| entry(map, &element.key, element.value_at))
         .collect();
     if cut {
-        found.error(truncated(map, reasons::map::HASH_TRUNCATED));
+        found.error(reasons::map::hash_truncated(map.limit));
     }
     Ok(())
 }
 
 pub(super) fn read_per_cpu(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let (elements, cut) = elements(map, found)?;
-    for element in elements {
-        let base = map.kernel.read_ptr(element.value_at)?;
+    for Element { key, value_at } in elements {
+        let key_hex = hex_string(&key);
+        let what = format_args!("the value of {key_hex}");
+        let per_cpu = match map.kernel.read_ptr(value_at) {
+            Ok(base) => map.per_cpu_values(base, found, what),
+            Err(error) => {
+                found.note(format_args!("{what}: {error}"));
+                Vec::new()
+            }
+        };
         found
             .shared
             .percpu_hash_entries
             .push(FailureDumpPercpuHashEntry {
-                key: map.key(&element.key),
-                key_hex: hex_string(&element.key),
-                per_cpu: map.per_cpu_values(base),
+                key: map.key(&key),
+                key_hex,
+                per_cpu,
             });
     }
     if cut {
-        found.error(truncated(map, reasons::map::PERCPU_HASH_TRUNCATED));
+        found.error(reasons::map::percpu_hash_truncated(map.limit));
     }
     Ok(())
 }
@@ -158,12 +176,19 @@ pub(super) fn read_per_cpu(map: &Map<'_>, found: &mut Found) -> Result<()> {
 pub(super) fn read_of_maps(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let (elements, cut) = elements(map, found)?;
     for element in elements {
-        let inner = map.kernel.read_ptr(element.value_at)?;
-        let target = map_target(map.kernel, hex_string(&element.key), inner);
+        let key_hex = hex_string(&element.key);
+        let inner = match map.kernel.read_ptr(element.value_at) {
+            Ok(inner) => inner,
+            Err(error) => {
+                found.lost(format_args!("the value of {key_hex}: {error}"));
+                continue;
+            }
+        };
+        let target = map_target(map.kernel, key_hex.clone(), inner);
         let id = target.id.and_then(|id| u32::try_from(id).ok());
         found.shared.entries.push(FailureDumpEntry {
             key: map.key(&element.key),
-            key_hex: hex_string(&element.key),
+            key_hex,
             value: id.map(|id| RenderedValue::Uint {
                 bits: 32,
                 value: u64::from(id),
@@ -173,13 +198,11 @@ pub(super) fn read_of_maps(map: &Map<'_>, found: &mut Found) -> Result<()> {
                 .unwrap_or_default(),
             payload: None,
         });
-        found.own.targets.push(MapTarget {
-            key: hex_string(&element.key),
-            ..target
-        });
+        found.own.targets.push(target);
     }
+    found.count(found.shared.entries.len());
     if cut {
-        found.error(truncated(map, reasons::map::HASH_TRUNCATED));
+        found.error(reasons::map::hash_truncated(map.limit));
     }
     Ok(())
 }
@@ -193,14 +216,19 @@ pub(super) fn read_resizable(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let data = element.member("data")?.address().0;
     for at in &walk.items {
         let key_at = at.sub(node).add(data);
-        let key = map.kernel.read_bytes(key_at, u64::from(map.key_size))?;
+        let key = match map.kernel.read_bytes(key_at, u64::from(map.key_size)) {
+            Ok(key) => key,
+            Err(error) => {
+                lost_key(found, *at, &error);
+                continue;
+            }
+        };
         let value_at = key_at.add(u64::from(map.key_size).next_multiple_of(8));
         found.shared.entries.push(entry(map, &key, value_at));
     }
-    match &walk.end {
-        WalkEnd::Complete => found.own.entries = Some(to_u64(walk.items.len())),
-        WalkEnd::Limit(_) => found.error(truncated(map, reasons::map::HASH_TRUNCATED)),
-        end => found.error(end.anomaly().unwrap_or_default()),
+    if found.bucket_end(None, &walk.end) {
+        found.error(reasons::map::hash_truncated(map.limit));
     }
+    found.count(found.shared.entries.len());
     Ok(())
 }

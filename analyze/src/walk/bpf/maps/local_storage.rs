@@ -10,9 +10,7 @@ use scx_postmortem_format::report::{FailureDumpEntry, RenderedValue, hex_string,
 use super::owners::owner;
 use super::{Found, Map};
 use crate::addr::Kva;
-use crate::bytes::to_u64;
 use crate::error::{Error, Result};
-use crate::kernel::WalkEnd;
 use crate::object::Object;
 
 /// `BPF_LOCAL_STORAGE_MAX_BUCKETS` does not exist; the kernel takes twice the number of CPUs.
@@ -33,47 +31,34 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let size = first
         .size()
         .ok_or_else(|| Error::NoType("struct bpf_local_storage_map_bucket with a size".into()))?;
-    let mut cut = false;
     for index in 0..1u64 << log {
         let bucket = Object::new(map.kernel, first.ty(), first.address().add(index * size));
         let head = bucket.member("list")?.address();
         let left = map.limit.saturating_sub(found.shared.entries.len());
         let walk = map.kernel.hlist(head, left);
         for node in walk.items {
-            let element = map
-                .kernel
-                .entry("struct bpf_local_storage_elem", "map_node", node)?;
-            match entry(map, &element) {
+            match entry(map, node) {
                 Ok((entry, at)) => {
                     found.own.owners.push(owner(map.kernel, map.map_type, at));
                     found.shared.entries.push(entry);
                 }
-                Err(error) => found.error(format!("the element at {node}: {error}")),
+                Err(error) => found.lost(format_args!("the element at {node}: {error}")),
             }
         }
-        match walk.end {
-            WalkEnd::Complete => {}
-            WalkEnd::Limit(_) => {
-                cut = true;
-                break;
-            }
-            end => found.error(format!(
-                "bucket {index}: {}",
-                end.anomaly().unwrap_or_default()
-            )),
+        if found.bucket_end(Some(index), &walk.end) {
+            found.error(reasons::map::local_storage_truncated(map.limit));
+            break;
         }
     }
-    if cut {
-        let words = reasons::map::LOCAL_STORAGE_TRUNCATED;
-        found.error(words.replace("4096", &map.limit.to_string()));
-    } else {
-        found.own.entries = Some(to_u64(found.shared.entries.len()));
-    }
+    found.count(found.shared.entries.len());
     Ok(())
 }
 
 /// An element, and its owner's address; null when the owner has let go of it.
-fn entry(map: &Map<'_>, element: &Object<'_>) -> Result<(FailureDumpEntry, Kva)> {
+fn entry(map: &Map<'_>, node: Kva) -> Result<(FailureDumpEntry, Kva)> {
+    let element = map
+        .kernel
+        .entry("struct bpf_local_storage_elem", "map_node", node)?;
     let local_storage = element.member("local_storage")?;
     let owner = match local_storage.deref() {
         Ok(storage) => storage.member("owner")?.ptr()?,

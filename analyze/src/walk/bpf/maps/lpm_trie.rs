@@ -9,7 +9,6 @@ use scx_postmortem_format::report::{FailureDumpEntry, hex_string};
 
 use super::{Found, Map};
 use crate::addr::Kva;
-use crate::bytes::to_u64;
 use crate::error::{Error, Result};
 
 /// `LPM_TREE_NODE_FLAG_IM`.
@@ -37,7 +36,7 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
             continue;
         }
         if !seen.insert(at) {
-            found.error(format!("the node at {at} is in the trie twice"));
+            found.lost(format_args!("the node at {at} is in the trie twice"));
             continue;
         }
         if seen.len() > most || found.shared.entries.len() >= map.limit {
@@ -50,10 +49,10 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
                 let [zero, one] = children;
                 todo.extend([one, zero]);
             }
-            Err(error) => found.error(format!("the node at {at}: {error}")),
+            Err(error) => found.lost(format_args!("the node at {at}: {error}")),
         }
     }
-    found.own.entries = Some(to_u64(found.shared.entries.len()));
+    found.count(found.shared.entries.len());
     Ok(())
 }
 

@@ -92,8 +92,9 @@ pub(super) fn bytes(map: &Map<'_>, found: &Found) -> Result<Option<u64>> {
             let ring = map.cast("struct bpf_ringbuf_map")?.member("rb")?.deref()?;
             let pages = ring.member("nr_pages")?.u64()?;
             // Each data page is mapped twice in a row.
-            let mappings = RING_META_PAGES + 2 * (entries / PAGE);
-            with("struct bpf_ringbuf_map", PAGE, pages)?.saturating_add(mappings * POINTER)
+            let mappings = RING_META_PAGES.saturating_add(2 * (entries / PAGE));
+            with("struct bpf_ringbuf_map", PAGE, pages)?
+                .saturating_add(mappings.saturating_mul(POINTER))
         }
         30 => {
             let mask = map
@@ -101,7 +102,11 @@ pub(super) fn bytes(map: &Map<'_>, found: &Found) -> Result<Option<u64>> {
                 .member("bitset_mask")?
                 .u64()?;
             // Bits, in whole words.
-            with("struct bpf_bloom_filter", 8, (mask + 1).div_ceil(64))?
+            with(
+                "struct bpf_bloom_filter",
+                8,
+                mask.saturating_add(1).div_ceil(64),
+            )?
         }
         arena::TYPE => match found.own.entries {
             Some(pages) => pages.saturating_mul(PAGE),

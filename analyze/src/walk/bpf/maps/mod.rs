@@ -21,6 +21,8 @@ mod struct_ops;
 mod targets;
 
 use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use scx_postmortem_format::report::{
@@ -34,10 +36,10 @@ use super::btfs::{Btfs, LoadedBtf};
 use crate::addr::Kva;
 use crate::bytes::{to_u64, to_usize};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, TypeId};
+use crate::kernel::{Kernel, TypeId, WalkEnd};
 use crate::object::Object;
 use crate::recover::Casts;
-use crate::render::{Arena, Scope, bytes_value};
+use crate::render::{Arena, Reached, Scope, bytes_value};
 use crate::walk::{Limits, Remarks};
 
 /// Programs looked at for the maps that they use.
@@ -48,6 +50,16 @@ const MAX_USED_MAPS: u64 = 64;
 /// are the guest's word, and a lie would otherwise be answered with all the memory there is.
 const MAX_BYTES: u64 = 1 << 28;
 const MIN_BYTES: u64 = 1 << 18;
+/// Parts (members, elements) of the rendered values of all maps together, of one at least, and
+/// of one at most, for each entry that a map may have: types are the guest's word too, and can
+/// make any number of parts out of a few bytes.
+const ALL_PARTS: usize = 4096;
+const MIN_PARTS: usize = 16;
+const MAX_PARTS: usize = 256;
+/// The least entries that parts are reckoned by.
+const MIN_ENTRIES: usize = 4096;
+/// Reasons that name single elements of one map; more are counted.
+const MAX_NOTES: usize = 8;
 /// Largest value that is read (the shared format's limit).
 const MAX_VALUE: u32 = 16 << 20;
 
@@ -114,8 +126,31 @@ struct Map<'k> {
     value_type: TypeId,
     /// Entries that the report shows.
     limit: usize,
+    /// Slots of one allocator that it shows.
+    slot_limit: usize,
     /// Pages of an arena that it shows.
     page_limit: usize,
+    /// Of an arena: what is in it.
+    pages: Option<Arc<arena::Pages>>,
+}
+
+/// What one map may take of what all maps may.
+#[derive(Clone, Copy)]
+struct Share {
+    bytes: u64,
+    parts: usize,
+}
+
+impl Share {
+    /// The share of one of `count` maps.
+    fn of(count: usize, limits: &Limits) -> Self {
+        let parts = |each: usize| limits.entries.max(MIN_ENTRIES).saturating_mul(each);
+        let all = parts(ALL_PARTS) / count.max(1);
+        Self {
+            bytes: (MAX_BYTES / to_u64(count).max(1)).max(MIN_BYTES),
+            parts: all.max(parts(MIN_PARTS)).min(parts(MAX_PARTS)),
+        }
+    }
 }
 
 /// What a family's walker found.
@@ -124,9 +159,60 @@ struct Found {
     own: MapInfo,
     /// Words of values that lead to a slot of an allocator, with the owner of the value.
     links: Vec<(Allocation, StorageOwner)>,
+    /// Where pointers of its values led to in the arena.
+    reached: Reached,
+    /// How often something was wrong with a single element.
+    notes: usize,
+    /// The map has elements that the report does not.
+    incomplete: bool,
 }
 
 impl Found {
+    /// Notes what is wrong with one element of many: the first few in words, the others as a
+    /// number.
+    fn note(&mut self, what: impl fmt::Display) {
+        self.notes = self.notes.saturating_add(1);
+        if self.notes <= MAX_NOTES {
+            self.error(what.to_string());
+        }
+    }
+
+    /// The same for an element, or several, that the report does not have.
+    fn lost(&mut self, what: impl fmt::Display) {
+        self.incomplete = true;
+        self.note(what);
+    }
+
+    /// The number of elements, unless some were not found.
+    fn count(&mut self, found: usize) {
+        self.own.entries = (!self.incomplete).then(|| to_u64(found));
+    }
+
+    /// Notes how the walk of a bucket, or of a map's only list, ended. Returns whether the map's
+    /// limit is reached; after everything else the next bucket may be sound.
+    fn bucket_end(&mut self, bucket: Option<u64>, end: &WalkEnd) -> bool {
+        let Some(what) = end.anomaly() else {
+            return false;
+        };
+        if let WalkEnd::Limit(_) = end {
+            self.incomplete = true;
+            return true;
+        }
+        match bucket {
+            Some(index) => self.lost(format_args!("bucket {index}: {what}")),
+            None => self.lost(what),
+        }
+        false
+    }
+
+    /// Says how many elements had something wrong that was not said.
+    fn close(&mut self) {
+        let more = self.notes.saturating_sub(MAX_NOTES);
+        if more > 0 {
+            self.error(format!("{more} more of this kind"));
+        }
+    }
+
     /// Notes why contents are missing or incomplete, in the words of the shared format where it
     /// has some. Later reasons join earlier ones.
     fn error(&mut self, what: impl Into<String>) {
@@ -171,6 +257,7 @@ pub fn read(
         .collect();
     btfs.load_all(&needed);
     let arenas = arenas(kernel, &listed);
+    let share = Share::of(listed.len(), limits);
     let arena_of = |at: Kva| {
         let arena = users.arenas.get(&at).and_then(|a| arenas.get(a));
         // A map that no program uses: where there is one arena, it can only be that one.
@@ -179,22 +266,27 @@ pub fn read(
                 .then(|| arenas.values().next())
                 .flatten()
         };
-        arena.or_else(only).map(|&(_, arena)| arena)
+        arena.or_else(only).map(|listed| listed.arena)
     };
-    let bytes = (MAX_BYTES / to_u64(listed.len()).max(1)).max(MIN_BYTES);
+    let open = |at| Map::open(kernel, at, (btfs, casts), arena_of(at), limits, share);
     let sections: Vec<_> = listed
         .par_iter()
-        .filter_map(|&(_, at)| {
-            Map::open(kernel, at, (btfs, casts), arena_of(at), limits, bytes).ok()
-        })
-        .filter_map(|(map, found)| heap::section(&map, found.own.id))
+        .filter_map(|&(_, at)| open(at).ok())
+        .filter(|(map, _)| heap::is_section(map))
         .collect();
-    let heap = Heap::new(sections, &arenas);
+    let slot_bytes = Share::of(sections.len(), limits).bytes;
+    let sections: Vec<_> = sections
+        .into_par_iter()
+        .filter_map(|(map, found)| heap::section(&map, found.own.id, slot_bytes))
+        .collect();
+    let heap = Heap::new(sections, &arenas, remarks);
     let read: Vec<_> = listed
         .par_iter()
         .map(|&(id, at)| {
-            let found = Map::open(kernel, at, (btfs, casts), arena_of(at), limits, bytes)
-                .map(|(map, found)| one(map, found, id, &heap));
+            let found = open(at).map(|(map, found)| {
+                let pages = arenas.get(&at).map(Arc::clone);
+                one(Map { pages, ..map }, found, id, &heap)
+            });
             (at, found)
         })
         .collect();
@@ -214,18 +306,24 @@ pub fn read(
                     maps.shared.push(found.shared);
                 }
                 maps.heap.own(&found.links, found.own.id);
+                if let Some(arena) = arena_of(at) {
+                    maps.heap.reach(arena.map, found.reached);
+                }
                 maps.own.push(found.own);
             }
             Err(error) if error.is_absent() => remarks.missing("maps", &error),
             Err(error) => remarks.anomaly("maps", Some(at), error.to_string()),
         }
     }
-    for (&at, (_, arena)) in &arenas {
+    maps.heap.sort_owners();
+    for (&at, listed) in &arenas {
         let btf = users.arena_btfs.get(&at).map(|&btf| btfs.get(btf));
         let recovered = users.arena_btfs.get(&at).and_then(|&btf| casts.of(btf));
-        maps.heap.arena(kernel, arena, (btf, recovered), &maps.own);
+        maps.heap.arena(kernel, listed, (btf, recovered), &maps.own);
     }
-    maps.heap.arenas.sort_by_key(|arena| arena.map_id);
+    maps.heap
+        .arenas
+        .sort_by_key(|arena| (arena.map_id, arena.kva.0));
     maps
 }
 
@@ -244,17 +342,22 @@ fn is_framework(name: &str) -> bool {
         .contains(&name)
 }
 
-/// The id and the window of each arena, by map. One that cannot be read is missing here; its own record
-/// says why.
-fn arenas(kernel: &Kernel, listed: &[(u64, Kva)]) -> HashMap<Kva, (u32, Arena)> {
-    listed
+/// The arenas, by map. One that cannot be read is missing here; its own record says why.
+fn arenas(kernel: &Kernel, listed: &[(u64, Kva)]) -> HashMap<Kva, Arc<arena::Pages>> {
+    let arenas: Vec<Kva> = listed
         .iter()
-        .filter_map(|&(_, at)| {
-            let map = kernel.object("struct bpf_map", at).ok()?;
-            let map_type = map.member("map_type").and_then(|t| t.u32()).ok()?;
-            (map_type == arena::TYPE).then_some(())?;
-            let id = map.member("id").and_then(|id| id.u32()).ok()?;
-            Some((at, (id, Arena::read(kernel, at).ok()?)))
+        .map(|&(_, at)| at)
+        .filter(|&at| {
+            let map = kernel.object("struct bpf_map", at);
+            let map_type = map.and_then(|map| map.member("map_type")?.u32());
+            map_type == Ok(arena::TYPE)
+        })
+        .collect();
+    arenas
+        .par_iter()
+        .filter_map(|&at| {
+            let listed = arena::Pages::read(kernel, at, arenas.len()).ok()?;
+            Some((at, Arc::new(listed)))
         })
         .collect()
 }
@@ -332,9 +435,18 @@ fn one(map: Map<'_>, mut found: Found, id: u64, heap: &Heap) -> Found {
         let what = map.in_format_words(&error);
         found.error(what);
     }
-    // Its absence needs no reason of its own: what it is made of is what contents are found by.
-    found.own.memory_bytes = memory::bytes(&map, &found).ok().flatten();
+    match memory::bytes(&map, &found) {
+        Ok(bytes) => found.own.memory_bytes = bytes,
+        Err(error) => found.own.memory_error = Some(error.to_string()),
+    }
     heap.payloads(&map, &mut found);
+    found.close();
+    if let Some(parts) = map.scope.exhausted() {
+        found.error(format!(
+            "its values have more than the {parts} parts that are shown of one map"
+        ));
+    }
+    found.reached = map.scope.reached();
     found
 }
 
@@ -363,7 +475,7 @@ impl<'k> Map<'k> {
         (btfs, casts): (&Btfs<'_>, &Casts),
         arena: Option<Arena>,
         limits: &Limits,
-        bytes: u64,
+        share: Share,
     ) -> Result<(Self, Found)> {
         let object = kernel.object("struct bpf_map", at)?;
         let u32 = |path| object.member(path).and_then(|m| m.u32());
@@ -387,6 +499,9 @@ impl<'k> Map<'k> {
                 ..MapInfo::default()
             },
             links: Vec::new(),
+            reached: Reached::default(),
+            notes: 0,
+            incomplete: false,
         };
         let flags = u32("map_flags")?;
         found.own.name.clone_from(&found.shared.name);
@@ -431,13 +546,18 @@ impl<'k> Map<'k> {
             key_size: u32("key_size")?,
             value_size: found.shared.value_size,
             max_entries: found.shared.max_entries,
-            scope: Scope::new(kernel, std::sync::Arc::clone(types), arena)
-                .with_casts(casts.of(btf)),
+            scope: Scope::new(kernel, Arc::clone(types), arena)
+                .with_casts(casts.of(btf))
+                .with_parts(share.parts),
             typed,
             key_type: TypeId(u32("btf_key_type_id")?),
             value_type: TypeId(u32("btf_value_type_id")?),
-            limit: limits.entries.min(to_usize(bytes / each.max(1)).max(1)),
+            limit: limits
+                .entries
+                .min(to_usize(share.bytes / each.max(1)).max(1)),
+            slot_limit: limits.entries,
             page_limit: limits.pages,
+            pages: None,
         };
         let name_of = |ty: TypeId| (typed && ty.0 != 0).then(|| types.describe(ty));
         found.own.key_type = name_of(map.key_type);
@@ -508,17 +628,29 @@ impl<'k> Map<'k> {
     }
 
     /// Each possible CPU's value behind the per-CPU pointer `base`, by CPU number; `None` where
-    /// there is no such CPU or its memory cannot be read.
-    fn per_cpu_values(&self, base: Kva) -> Vec<Option<RenderedValue>> {
-        (0..self.kernel.nr_cpus())
+    /// there is no such CPU or its memory cannot be read, which is noted as being about `what`.
+    fn per_cpu_values(
+        &self,
+        base: Kva,
+        found: &mut Found,
+        what: impl fmt::Display,
+    ) -> Vec<Option<RenderedValue>> {
+        let mut problem = None;
+        let values = (0..self.kernel.nr_cpus())
             .map(|cpu| {
                 let at = self.kernel.per_cpu(base, cpu)?;
-                let bytes = self
-                    .kernel
-                    .read_bytes(at, u64::from(self.value_size))
-                    .ok()?;
-                Some(self.value_or_bytes(&bytes, at))
+                match self.kernel.read_bytes(at, u64::from(self.value_size)) {
+                    Ok(bytes) => Some(self.value_or_bytes(&bytes, at)),
+                    Err(error) => {
+                        problem.get_or_insert((cpu, error));
+                        None
+                    }
+                }
             })
-            .collect()
+            .collect();
+        if let Some((cpu, error)) = problem {
+            found.note(format_args!("{what} of CPU {cpu}: {error}"));
+        }
+        values
     }
 }

@@ -40,11 +40,17 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         };
         let Some(slot) = slot else { break };
         let at = elements.add(u64::from(slot).wrapping_mul(u64::from(map.value_size)));
-        let bytes = map.kernel.read_bytes(at, u64::from(map.value_size)).ok();
-        found.shared.array_entries.push(FailureDumpArrayEntry {
-            key,
-            value: bytes.map(|bytes| map.value_or_bytes(&bytes, at)),
-        });
+        let value = match map.kernel.read_bytes(at, u64::from(map.value_size)) {
+            Ok(bytes) => Some(map.value_or_bytes(&bytes, at)),
+            Err(error) => {
+                found.note(format_args!("the element at {key}: {error}"));
+                None
+            }
+        };
+        found
+            .shared
+            .array_entries
+            .push(FailureDumpArrayEntry { key, value });
     }
     if crate::bytes::to_usize(u64::from(held)) > map.limit {
         found.error(format!(

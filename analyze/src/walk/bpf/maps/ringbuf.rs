@@ -8,7 +8,7 @@
 use scx_postmortem_format::report::{FailureDumpRingbuf, RingRecord, hex_string, reasons};
 
 use super::{Found, Map};
-use crate::bytes::{le_u32, to_u64};
+use crate::bytes::le_u32;
 use crate::error::Result;
 
 /// `BPF_RINGBUF_BUSY_BIT` and `BPF_RINGBUF_DISCARD_BIT`.
@@ -50,6 +50,13 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         found.error(words::RINGBUF_MASK_ONES);
         return Ok(());
     };
+    if capacity != u64::from(map.max_entries) || !capacity.is_power_of_two() {
+        found.error(format!(
+            "bpf_ringbuf.mask is {mask:#x}, which does not go with bpf_map.max_entries {}",
+            map.max_entries
+        ));
+        return Ok(());
+    }
     found.shared.ringbuf = Some(FailureDumpRingbuf {
         capacity,
         consumer_pos,
@@ -62,7 +69,7 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         Ok(position) => position.u64()?.max(consumer_pos),
         Err(_) => consumer_pos,
     };
-    if !capacity.is_power_of_two() || producer_pos.wrapping_sub(oldest) > capacity {
+    if producer_pos.wrapping_sub(oldest) > capacity || producer_pos < oldest {
         found.error(format!(
             "positions {oldest} to {producer_pos} do not fit a ring of {capacity} bytes: no record is shown"
         ));
@@ -70,31 +77,43 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
     }
     let data = ring.member("data")?.address();
     let mut at = oldest;
-    let mut bytes = 0;
+    let mut bytes = 0u64;
     while at < producer_pos {
-        if found.own.records.len() >= map.limit || bytes > MAX_BYTES {
-            found.error(format!(
-                "{} records are shown, {} bytes of records are not",
-                found.own.records.len(),
-                producer_pos - at
-            ));
-            break;
-        }
         let header_at = data.add(at & mask);
-        let header = map.kernel.read_bytes(header_at, HEADER)?;
+        let header = match map.kernel.read_bytes(header_at, HEADER) {
+            Ok(header) => header,
+            Err(error) => {
+                found.lost(format_args!("the record at position {at}: {error}"));
+                break;
+            }
+        };
         let word = le_u32(&header, 0).unwrap_or(0);
         let len = word & !(BUSY | DISCARD);
-        let next = at + (HEADER + u64::from(len)).next_multiple_of(8);
-        if next > producer_pos {
-            found.error(format!(
+        let size = (HEADER + u64::from(len)).next_multiple_of(8);
+        let Some(next) = at.checked_add(size).filter(|&next| next <= producer_pos) else {
+            found.lost(format_args!(
                 "the record at position {at} claims {len} bytes, beyond the producer's position"
             ));
             break;
+        };
+        bytes = bytes.saturating_add(u64::from(len));
+        if found.own.records.len() >= map.limit || bytes > MAX_BYTES {
+            found.incomplete = true;
+            found.error(format!(
+                "{} records are shown, {} bytes of records are not",
+                found.own.records.len(),
+                producer_pos.saturating_sub(at)
+            ));
+            break;
         }
-        let content = map
-            .kernel
-            .read_bytes(header_at.add(HEADER), u64::from(len))?;
-        bytes += u64::from(len);
+        let content = match map.kernel.read_bytes(header_at.add(HEADER), u64::from(len)) {
+            Ok(content) => content,
+            Err(error) => {
+                found.lost(format_args!("the record at position {at}: {error}"));
+                at = next;
+                continue;
+            }
+        };
         found.own.records.push(RingRecord {
             position: at,
             len,
@@ -110,6 +129,6 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         });
         at = next;
     }
-    found.own.entries = Some(to_u64(found.own.records.len()));
+    found.count(found.own.records.len());
     Ok(())
 }

@@ -30,17 +30,20 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
         truncated: n_buckets > limits::MAX_STACK_TRACE_BUCKETS,
         ..FailureDumpStackTrace::default()
     };
+    let mut cut = read.truncated;
     for id in 0..n_buckets.min(limits::MAX_STACK_TRACE_BUCKETS) {
         let bucket = match map.kernel.read_ptr(buckets.add(u64::from(id) * 8)) {
             Ok(bucket) if bucket.is_null() => continue,
             Ok(bucket) => bucket,
-            Err(_) => {
+            Err(error) => {
+                found.lost(format_args!("bucket {id}: {error}"));
                 read.buckets_unreadable += 1;
                 continue;
             }
         };
         if read.entries.len() >= map.limit {
             read.truncated = true;
+            cut = true;
             break;
         }
         let object = map.kernel.object("struct stack_map_bucket", bucket)?;
@@ -50,10 +53,14 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
                 read.entries.push(entry);
                 found.own.stacks.push(names);
             }
-            Err(_) => read.buckets_unreadable += 1,
+            Err(error) => {
+                found.lost(format_args!("bucket {id}: {error}"));
+                read.buckets_unreadable += 1;
+            }
         }
     }
-    found.own.entries = (!read.truncated).then(|| to_u64(read.entries.len()));
+    found.incomplete |= cut;
+    found.count(read.entries.len());
     found.shared.stack_trace = Some(read);
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! copy of the ops, whose function pointers lead to trampolines; `links` has the program of each
 //! of its members.
 
+use std::sync::Arc;
+
 use scx_postmortem_format::report::{Callback, NamedId, reasons};
 
 use super::{Found, Map};
@@ -11,7 +13,6 @@ use crate::bytes::to_usize;
 use crate::error::{Error, Result};
 use crate::kernel::TypeId;
 use crate::object::Object;
-use crate::render::Scope;
 use crate::walk::bpf::btfs;
 
 pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
@@ -31,7 +32,7 @@ pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
     let data = ops_map.member("kvalue.data")?.address();
     match map.kernel.read_bytes(data, size) {
         Ok(bytes) => {
-            let scope = Scope::new(map.kernel, std::sync::Arc::clone(&types), None);
+            let scope = map.scope.with_types(Arc::clone(&types));
             found.shared.value = Some(scope.render_at(ty, &bytes, data.0));
         }
         Err(error) => found.error(format!("{} ({error})", reasons::map::STRUCT_OPS_UNMAPPED)),

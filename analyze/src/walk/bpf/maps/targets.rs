@@ -12,7 +12,7 @@ use super::{Found, Map};
 use crate::addr::Kva;
 use crate::bytes::{le_u64, to_u64, to_usize};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, WalkEnd};
+use crate::kernel::Kernel;
 
 pub(super) fn read(map: &Map<'_>, found: &mut Found) -> Result<()> {
     match map.map_type {
@@ -107,7 +107,13 @@ fn slots(
         let offset = to_usize(u64::from(slot)) * 8;
         let pointer = match &pointers {
             Ok(bytes) => le_u64(bytes, offset).map(Kva),
-            Err(_) => map.kernel.read_ptr(first.add(to_u64(offset))).ok(),
+            Err(_) => match map.kernel.read_ptr(first.add(to_u64(offset))) {
+                Ok(pointer) => Some(pointer),
+                Err(error) => {
+                    found.lost(format_args!("slot {slot}: {error}"));
+                    None
+                }
+            },
         };
         match pointer {
             None => array.unreadable += 1,
@@ -125,7 +131,8 @@ fn slots(
         }
     }
     array.indices_truncated = array.indices.len() < to_usize(u64::from(array.populated));
-    found.own.entries = (!array.truncated).then(|| u64::from(array.populated));
+    found.incomplete |= array.truncated;
+    found.count(to_usize(u64::from(array.populated)));
     found.shared.fd_array = Some(array);
     Ok(())
 }
@@ -263,26 +270,17 @@ fn buckets(
         for node in walk.items {
             match read(map, node) {
                 Ok(target) => found.own.targets.push(target),
-                Err(error) => found.error(format!("the element at {node}: {error}")),
+                Err(error) => found.lost(format_args!("the element at {node}: {error}")),
             }
         }
-        match walk.end {
-            WalkEnd::Complete => {}
-            WalkEnd::Limit(_) => {
-                cut = true;
-                break;
-            }
-            end => {
-                found.error(format!(
-                    "bucket {index}: {}",
-                    end.anomaly().unwrap_or_default()
-                ));
-                break;
-            }
+        if found.bucket_end(Some(index), &walk.end) {
+            cut = true;
+            break;
         }
     }
     let populated = found.own.targets.len();
-    found.own.entries = (!cut).then(|| to_u64(populated));
+    found.incomplete |= cut;
+    found.count(populated);
     if cut {
         found.error(format!("the first {populated} elements are shown"));
     }
