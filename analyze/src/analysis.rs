@@ -424,6 +424,7 @@ fn input_info(kernel: &Kernel) -> InputInfo {
         kind: kernel.image.kind.name().to_owned(),
         memory_bytes: Some(kernel.image.memory_bytes()),
         vcpus: u32::try_from(kernel.image.vcpus.len()).ok(),
+        left_out: kernel.image.left_out.clone(),
         trigger: kernel.image.trigger.clone(),
     }
 }

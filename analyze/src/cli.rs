@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::error::OpenError;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
+use scx_postmortem_analyze::reduce::{self as reducing, ReduceError};
 use scx_postmortem_analyze::source::{self, Image};
 use scx_postmortem_analyze::walk::Limits;
 use scx_postmortem_format::capture::{AtomicFile, Existing};
@@ -81,6 +82,18 @@ enum Command {
     Verify {
         /// A capture.
         file: PathBuf,
+    },
+    /// Writes a capture of only the pages that a report reads: small enough for a bug report or a
+    /// test, with the same report.
+    Reduce {
+        /// A capture or an ELF core.
+        file: PathBuf,
+        /// The capture to write.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// zstd level.
+        #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
+        level: i32,
     },
     /// Writes the ELF core that a capture holds.
     Export {
@@ -169,6 +182,11 @@ pub(crate) fn run() -> ExitCode {
     let done = match &cli.command {
         Some(Command::Info { file }) => info(file),
         Some(Command::Verify { file }) => verify(file),
+        Some(Command::Reduce {
+            file,
+            output,
+            level,
+        }) => reduce(file, output, *level),
         Some(Command::Export { file, output }) => export(file, output),
         None => report(&cli.report),
     };
@@ -365,6 +383,31 @@ fn verify(file: &Path) -> Result<u8, Failure> {
     } else {
         exit::DAMAGED
     })
+}
+
+fn reduce(file: &Path, output: &Path, level: i32) -> Result<u8, Failure> {
+    source::may_write(output, &[file], false).map_err(|s| Failure(exit::OUTPUT, s))?;
+    let progress = Progress::new("reducing");
+    let summary = reducing::reduce(file, output, level, &|done, total| {
+        progress.show(done, total);
+    });
+    progress.clear();
+    let summary = summary.map_err(|error| match error {
+        ReduceError::Input(error @ OpenError::NoKernel { .. }) => {
+            Failure(exit::NO_KERNEL, error.to_string())
+        }
+        ReduceError::Input(error) => error.into(),
+        other => Failure(exit::OUTPUT, other.to_string()),
+    })?;
+    if std::io::stderr().is_terminal() {
+        eprintln!(
+            "{}: {} KiB of memory in {} KiB",
+            output.display(),
+            summary.memory_bytes >> 10,
+            summary.file_bytes >> 10
+        );
+    }
+    Ok(exit::OK)
 }
 
 fn export(file: &Path, output: &Path) -> Result<u8, Failure> {

@@ -9,6 +9,7 @@
 //! - [`render`]: bytes and a BTF type to a value that a report can show;
 //! - [`walk`]: one file per walker, each producing its part of the report;
 //! - [`diagnose`]: what a person should look at first;
+//! - [`reduce`]: a capture of only the pages that a report reads;
 //! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
 #![deny(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod error;
 pub mod kernel;
 pub mod object;
 pub mod recover;
+pub mod reduce;
 pub mod render;
 pub mod source;
 pub mod walk;

@@ -364,6 +364,87 @@ fn a_truncated_capture_is_exported_under_another_name() {
 }
 
 #[test]
+fn a_reduced_capture_gives_the_same_report_from_a_fifth_of_the_file() {
+    let capture = corpus(STALL);
+    let dir = tempfile::tempdir().unwrap();
+    let small = dir.path().join("small.core.zst");
+    let output = analyze(&[
+        "reduce".as_ref(),
+        capture.as_os_str(),
+        "--level".as_ref(),
+        "9".as_ref(),
+        "-o".as_ref(),
+        small.as_os_str(),
+    ]);
+    assert_eq!(
+        code(&output),
+        0,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let bytes = |path: &Path| fs::metadata(path).unwrap().len();
+    assert!(bytes(&small) * 4 < bytes(&capture), "{}", bytes(&small));
+    let text = |path: &Path| {
+        let output = analyze(&[path.as_os_str()]);
+        // What was left out on purpose is no damage.
+        assert_eq!(code(&output), 0);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (whole, reduced) = (text(&capture), text(&small));
+    assert!(reduced.contains("\nleft out: "), "{reduced}");
+    let rest = |text: &str| {
+        let lines = text.lines().filter(|line| {
+            !["input: ", "left out: "]
+                .iter()
+                .any(|start| line.starts_with(start))
+        });
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(rest(&whole), rest(&reduced));
+    // It is a core of its own right, and what is not in it reads as missing, not as zero.
+    assert_eq!(code(&analyze(&["verify".as_ref(), small.as_os_str()])), 0);
+    let image = scx_postmortem_analyze::source::Image::open(&small).unwrap();
+    let image_whole = scx_postmortem_analyze::source::Image::open(&capture).unwrap();
+    let mut missing = 0;
+    for region in image_whole.memory.regions() {
+        for page in (0..region.len / 4096).step_by(64) {
+            let at = region.start.add(page * 4096);
+            let mut buf = [0; 8];
+            match image.memory.read(at, &mut buf) {
+                Ok(()) => {
+                    let mut same = [0; 8];
+                    image_whole.memory.read(at, &mut same).unwrap();
+                    assert_eq!(buf, same);
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains("was not captured"), "{error}");
+                    missing += 1;
+                }
+            }
+        }
+    }
+    assert!(missing > 100, "{missing}");
+    // Not over its input, and not from what holds no kernel.
+    let over = analyze(&[
+        "reduce".as_ref(),
+        small.as_os_str(),
+        "-o".as_ref(),
+        small.as_os_str(),
+    ]);
+    assert_eq!(code(&over), 1);
+    let (_dir, empty) = written(&elf_core(&[0; 4096], &[0]));
+    let out = dir.path().join("none.core.zst");
+    let none = analyze(&[
+        "reduce".as_ref(),
+        empty.as_os_str(),
+        "-o".as_ref(),
+        out.as_os_str(),
+    ]);
+    assert_eq!(code(&none), 5);
+    assert!(!out.exists());
+}
+
+#[test]
 fn commands_for_captures_say_that_a_core_is_none() {
     let (_dir, path) = written(&elf_core(&[0; 4096], &[0]));
     let verify = analyze(&["verify".as_ref(), path.as_os_str()]);

@@ -380,7 +380,10 @@ impl Kernel {
             }
             Symbols::File { by_address, .. } => {
                 let next = by_address.partition_point(|(at, _)| *at <= kva);
-                let (start, name) = by_address.get(next.checked_sub(1)?)?;
+                let (start, _) = by_address.get(next.checked_sub(1)?)?;
+                // Of several names for one address the first, as with kallsyms.
+                let first = by_address.partition_point(|(at, _)| at < start);
+                let (_, name) = by_address.get(first)?;
                 (
                     name.clone(),
                     kva.0 - start.0,
@@ -862,7 +865,8 @@ impl Symbols {
                 )
             })
             .collect();
-        by_address.sort();
+        // Names for one address stay in the order of the file.
+        by_address.sort_by_key(|(at, _)| *at);
         let by_name = by_address
             .iter()
             .rev()

@@ -1,7 +1,8 @@
 //! Our captures, as an image and for the commands that look at the file itself.
 
 use scx_postmortem_format::capture::{
-    Capture, MemoryKind, MemoryRegion, NoteEntry, OpenError as FormatError, ReadError, note_types,
+    Capture, LEFT_OUT, MemoryKind, MemoryRegion, NoteEntry, OpenError as FormatError, ReadError,
+    note_types,
 };
 
 use super::elf::{Note, NoteFacts};
@@ -65,11 +66,17 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         warnings.push(format!("the notes are incomplete: {fault}"));
     }
     let mut trigger = None;
+    let mut chosen = Vec::new();
     match capture.manifest() {
         Ok(manifest) => {
             let degraded = manifest.degraded.iter().take(MAX_SENTENCES);
             warnings.extend(degraded.map(|why| format!("degraded: {why}")));
-            warnings.extend(not_captured(&manifest.memory));
+            for sentence in not_captured(&manifest.memory) {
+                match sentence {
+                    (true, left_out) => chosen.push(left_out),
+                    (false, damage) => warnings.push(damage),
+                }
+            }
             trigger = manifest.trigger.as_ref().map(|t| t.kind.clone());
         }
         Err(fault) => warnings.push(format!("the manifest cannot be read: {fault}")),
@@ -109,6 +116,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         .filter(|r| r.len > 0)
         .collect();
     regions.sort_by_key(|r| r.start);
+    let capture_manifest = capture.manifest().ok().cloned();
     Ok(Image {
         kind: ImageKind::Capture,
         memory: Box::new(CaptureMemory { capture, regions }),
@@ -118,14 +126,16 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         missing: Vec::new(),
         btf,
         early,
+        manifest: capture_manifest,
+        left_out: chosen,
         trigger,
         warnings,
     })
 }
 
 /// A sentence for each reason for which memory was not captured: a core without its free pages
-/// can have a hundred thousand ranges that it lacks.
-fn not_captured(memory: &[MemoryRegion]) -> impl Iterator<Item = String> {
+/// can have a hundred thousand ranges that it lacks. With whether that was on purpose.
+fn not_captured(memory: &[MemoryRegion]) -> impl Iterator<Item = (bool, String)> {
     let mut reasons: Vec<(&str, &MemoryRegion, u64, u64)> = Vec::new();
     for region in memory {
         if region.kind != MemoryKind::NotCaptured {
@@ -145,12 +155,19 @@ fn not_captured(memory: &[MemoryRegion]) -> impl Iterator<Item = String> {
     reasons.into_iter().map(|(reason, first, ranges, bytes)| {
         let ranges = match ranges {
             1 => String::new(),
+            n if reason.starts_with(LEFT_OUT) => format!(" in {n} ranges"),
             n => format!(" and in {} more ranges", n - 1),
         };
-        format!(
-            "{bytes} bytes at PA {:#x}{ranges} were not captured: {reason}",
-            first.gpa
-        )
+        match reason.strip_prefix(LEFT_OUT) {
+            Some(rule) => (true, format!("{bytes} bytes{ranges}: {rule}")),
+            None => (
+                false,
+                format!(
+                    "{bytes} bytes at PA {:#x}{ranges} were not captured: {reason}",
+                    first.gpa
+                ),
+            ),
+        }
     })
 }
 

@@ -305,6 +305,8 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         missing,
         btf: None,
         early: false,
+        manifest: None,
+        left_out: Vec::new(),
         trigger: None,
         warnings,
     })

@@ -21,6 +21,8 @@ pub use self::inspect::{
 };
 pub use self::map::FileBytes;
 pub use self::regs::VcpuRegs;
+use scx_postmortem_format::capture::Manifest;
+
 use crate::addr::Gpa;
 use crate::error::{Error, OpenError};
 
@@ -112,6 +114,10 @@ pub struct Image {
     pub btf: Option<Vec<u8>>,
     /// Whether the file also holds an image of the same guest from some time before.
     pub early: bool,
+    /// The manifest of a capture.
+    pub manifest: Option<Manifest>,
+    /// Memory that was left out on purpose, and by which rule. Each a sentence.
+    pub left_out: Vec<String>,
     /// What made the capture fire, where the file tells.
     pub trigger: Option<String>,
     /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.

@@ -82,10 +82,14 @@ pub struct MemoryRegion {
     pub bytes: u64,
     /// What the file has of it.
     pub kind: MemoryKind,
-    /// Why it was not captured.
+    /// Why it was not captured. What was left out on purpose, because nothing that the file is
+    /// for needs it, begins with [`LEFT_OUT`]; anything else is damage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
+
+/// How the reason of a range begins that was left out on purpose; what follows is the rule.
+pub const LEFT_OUT: &str = "left out: ";
 
 /// What a file has of a range of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

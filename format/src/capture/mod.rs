@@ -29,8 +29,8 @@ pub use self::early::Early;
 pub use self::elf::Segment;
 pub use self::error::{Absence, ExportError, OpenError, ReadError, WriteError};
 pub use self::manifest::{
-    EarlyInfo, Manifest, MemoryKind, MemoryRegion, MissingItem, SourceInfo, Timings, ToolInfo,
-    Trigger,
+    EarlyInfo, LEFT_OUT, Manifest, MemoryKind, MemoryRegion, MissingItem, SourceInfo, Timings,
+    ToolInfo, Trigger,
 };
 pub use self::note::{Note, NoteEntry, note_types};
 pub use self::preamble::{EM_X86_64, Preamble};

@@ -155,6 +155,9 @@ pub struct InputInfo {
     /// vCPUs that the file describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
+    /// Memory that was left out of the file on purpose, and by which rule. Each a sentence.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// What made the capture fire, in the capturing tool's words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,

@@ -93,6 +93,8 @@ impl PostmortemReport {
             facts.with("vcpus", input.vcpus);
             facts.with("trigger", input.trigger.as_deref().map(Escaped));
             lines.push(format!("input: {}", facts.join(", ")));
+            let left_out = input.left_out.iter();
+            lines.extend(left_out.map(|what| format!("left out: {}", Escaped(what))));
         }
         lines.join("\n")
     }
