@@ -19,6 +19,7 @@ mod bpf_objects;
 mod cpu;
 mod dump;
 mod hex;
+mod kernel_side;
 pub mod limits;
 mod map;
 mod omit;
@@ -49,6 +50,7 @@ pub use dump::{
     SCHEMA_DEGRADED, SCHEMA_DUAL, SCHEMA_SINGLE,
 };
 pub use hex::{Hex, hex_string};
+pub use kernel_side::*;
 pub use map::{
     FailureDumpArrayEntry, FailureDumpEntry, FailureDumpFdArray, FailureDumpMap,
     FailureDumpPercpuEntry, FailureDumpPercpuHashEntry, FailureDumpRingbuf, FailureDumpStackTrace,
