@@ -43,6 +43,7 @@ MAX_SPREAD_JIFFIES = 50
 MOVED = "ran or was queued again after the kernel wrote its line: younger than in the dump, or off the list"
 LATER = f"the core is later than the kernel's line, by the same number of jiffies for all tasks (+-{MAX_SPREAD_JIFFIES})"
 GROWN = "a counter between its values before and after the core"
+AVERAGED = "the kernel averaged again after the saved state and before the core"
 
 
 def text(path):
@@ -253,6 +254,11 @@ class Comparison:
             self.starved()
         self.task_list()
         self.cpu_time()
+        self.pressure()
+        self.numa()
+        self.interrupts()
+        self.schedstats()
+        self.kernel_log()
         self.programs()
         self.links()
         self.callbacks()
@@ -684,6 +690,131 @@ class Comparison:
                         devices[1][column] + unlisted,
                         "a counter, and with interrupts that no driver handles any more")
         self.within(section, "irqs_sum of all CPUs", totals[0], sum(r["irqs_sum"] for r in rows.values()), totals[1])
+
+    # What the kernel counts and says by itself
+
+    def pressure(self):
+        section, psi = "psi", self.own.get("psi") or {}
+        for resource in ("cpu", "memory", "io"):
+            self.pressure_file(section, f"system {resource}", psi.get("system"), resource, f"proc/pressure/{resource}")
+        # Guests of older recipes did not save those of cgroups.
+        top = self.before.path / "sys/fs/cgroup"
+        if not top.is_dir():
+            return
+        theirs = {"/" + str(path.parent.relative_to(top)) for path in top.rglob("cpu.pressure")} - {"/."}
+        ours = {row["path"]: row for row in psi.get("cgroups") or []}
+        self.tally.check(section, "cgroups", sorted(ours), sorted(theirs))
+        for path in sorted(set(ours) & theirs):
+            for resource in ("cpu", "memory", "io"):
+                self.pressure_file(section, f"{path} {resource}", ours[path].get("pressure"), resource,
+                                   f"sys/fs/cgroup{path}/{resource}.pressure")
+
+    def pressure_file(self, section, where, group, resource, name):
+        low, high = (self.pressure_lines(stage.read(name)) for stage in (self.before, self.after))
+        # psi uses the clock of the kernel log.
+        saved = self.before.uptime_of_mark(self.before.path.name)
+        again = saved is not None and (group or {}).get("updated_ns", 0) / 1e9 > saved
+        for kind, (averages, total) in low.items():
+            if where == "system cpu" and kind == "full":
+                self.tally.check(section, f"{where} {kind}", (group or {}).get(resource, {}).get(kind), None)
+                continue
+            line = ((group or {}).get(resource) or {}).get(kind) or {}
+            ours = [line.get(span) for span in ("avg10", "avg60", "avg300")]
+            self.tally.allow(section, f"{where} {kind} averages", ours, averages, AVERAGED, again)
+            end = high[kind][1] if kind in high else float("inf")
+            self.within(section, f"{where} {kind} total", total, line.get("total_ns", -1000) // 1000, end)
+
+    @staticmethod
+    def pressure_lines(content):
+        lines = {}
+        for line in (content or "").splitlines():
+            kind, *pairs = line.split()
+            values = dict(pair.split("=") for pair in pairs)
+            lines[kind] = [values[span] for span in ("avg10", "avg60", "avg300")], int(values["total"])
+        return lines
+
+    def numa(self):
+        section = "per_node_numa"
+        names = {"numa_hit": "numa_hit", "numa_miss": "numa_miss", "numa_foreign": "numa_foreign",
+                 "interleave_hit": "numa_interleave_hit", "local_node": "numa_local", "other_node": "numa_other"}
+        rows = {row["node"]: row for row in self.report.get("per_node_numa") or []}
+        nodes = sorted(int(p.name[4:]) for p in (self.before.path / "sys/devices/system/node").glob("node[0-9]*"))
+        self.tally.check(section, "nodes", sorted(rows), nodes)
+        for node in sorted(set(rows) & set(nodes)):
+            low, high = (
+                dict(line.split() for line in (s.read(f"sys/devices/system/node/node{node}/numastat") or "").splitlines())
+                for s in (self.before, self.after)
+            )
+            for theirs, ours in names.items():
+                self.within(section, f"node {node} {ours}", int(low[theirs]), rows[node].get(ours),
+                            int(high.get(theirs, 1 << 64)))
+
+    def interrupts(self):
+        section = "irqs"
+        low, high = self.before.table("proc/interrupts"), self.after.table("proc/interrupts")
+        rows = {row["irq"]: row for row in self.own.get("irqs") or []}
+        text_of = lambda label: re.search(rf"^ *{label}:(.*)", self.before.read("proc/interrupts"), re.M)[1]
+        unlisted = 0
+        for label, row in rows.items():
+            if label not in low:
+                # free_irq(): only /proc/stat counts it still.
+                self.tally.check(section, f"{label} has no handler", row.get("names"), None)
+                unlisted += row["total"]
+                continue
+            for name in (row.get("names") or []) + [row[k] for k in ("chip",) if k in row]:
+                self.tally.check(section, f"{label} {name}", name in text_of(label), True)
+        for label, counts in low.items():
+            parts = {part["cpu"]: part["value"] for part in rows.get(label, {}).get("per_cpu", [])}
+            for column, cpu in enumerate(sorted(self.before.stat)):
+                self.within(section, f"{label} cpu {cpu}", counts[column], parts.get(cpu, 0),
+                            high[label][column] if label in high else float("inf"))
+        bounds = []
+        for stage, table in ((self.before, low), (self.after, high)):
+            numbers = re.search(r"^intr \d+(.*)", stage.read("proc/stat") or "intr 0", re.M)[1].split()
+            bounds.append(sum(int(n) for i, n in enumerate(numbers) if str(i) not in table))
+        self.within(section, "those without a handler", bounds[0], unlisted, max(bounds))
+
+    def schedstats(self):
+        section, stats = "schedstats", self.own.get("schedstats") or {}
+        names = ("yld_count", None, "sched_count", "sched_goidle", "ttwu_count", "ttwu_local", "rq_cpu_time_ns",
+                 "run_delay_ns", "pcount")
+        lines = [[line.split() for line in (s.read("proc/schedstat") or "").splitlines()] for s in (self.before, self.after)]
+        if not lines[0]:
+            return
+        of_cpus = [{int(l[0][3:]): list(map(int, l[1:10])) for l in each if re.match(r"cpu\d", l[0])} for each in lines]
+        rows = {row["cpu"]: row for row in stats.get("cpus") or []}
+        self.tally.check(section, "CPUs", sorted(rows), sorted(of_cpus[0]))
+        for cpu in sorted(set(rows) & set(of_cpus[0])):
+            for i, name in enumerate(names):
+                if name:
+                    high = of_cpus[1][cpu][i] if cpu in of_cpus[1] else float("inf")
+                    self.within(section, f"cpu {cpu} {name}", of_cpus[0][cpu][i], rows[cpu].get(name), high)
+            # domainN NAME MASK …, since version 17; without the name before.
+            start = next(i for i, l in enumerate(lines[0]) if l[0] == f"cpu{cpu}")
+            theirs = []
+            for line in lines[0][start + 1:]:
+                if not line[0].startswith("domain"):
+                    break
+                theirs.append((line[1], int(line[2].replace(",", ""), 16)))
+            ours = [(d.get("name"), mask_of(d.get("span"))) for d in rows[cpu].get("domains") or []]
+            self.tally.check(section, f"cpu {cpu} domains", ours, theirs)
+
+    def kernel_log(self):
+        section = "kernel_log"
+        ours = [
+            f"[{r['ts_ns'] // 10**9:5d}.{r['ts_ns'] // 1000 % 10**6:06d}] {line}"
+            for r in self.own.get("kernel_log") or [] for line in r["text"].split("\n")
+        ]
+        before, after = ((s.read("dmesg") or "").rstrip("\n").split("\n") for s in (self.before, self.after))
+        if not ours or ours[0] not in after:
+            self.tally.problem(section, f"the first line is not in the guest's dmesg: {ours[:1]}")
+            return
+        rest = after[after.index(ours[0]):]
+        # Nothing that dmesg had before the core may be missing, nothing come that it never had.
+        last = len(ours) >= len(before) - before.index(ours[0]) if ours[0] in before else False
+        self.tally.check(section, "reaches the line before the core", last, True)
+        for i, line in enumerate(ours):
+            self.tally.check(section, f"line {i}", line, rest[i] if i < len(rest) else None)
 
     # BPF, as bpftool lists it
 
