@@ -33,6 +33,7 @@ TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 # States of a task by number, include/linux/sched/ext.h; in 7.1 two were added and renumbered.
 STATES_OLD = ("NONE", "INIT", "READY", "ENABLED")
 STATES_NEW = ("NONE", "INIT_BEGIN", "INIT", "READY", "ENABLED", "DEAD")
+LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
 OPS_STATES = ("NONE", "QUEUEING", "QUEUED", "DISPATCHING")
 # Between the kernel's line about a task and the core: the rest of the dump is written, then
 # the emulator stops the guest. 0 to 10 jiffies on an idle host, 100 on a busy one; but then all
@@ -763,6 +764,10 @@ class Comparison:
                 continue
             for name in (row.get("names") or []) + [row[k] for k in ("chip",) if k in row]:
                 self.tally.check(section, f"{label} {name}", name in text_of(label), True)
+            if "hwirq" in row:
+                self.tally.check(section, f"{label} hwirq", str(row["hwirq"]),
+                                 re.search(r" (\d+)-\w+ ", text_of(label))[1])
+            self.tally.check(section, f"{label} total", row["total"], sum(p["value"] for p in row["per_cpu"]))
         for label, counts in low.items():
             parts = {part["cpu"]: part["value"] for part in rows.get(label, {}).get("per_cpu", [])}
             for column, cpu in enumerate(sorted(self.before.stat)):
@@ -815,6 +820,20 @@ class Comparison:
         self.tally.check(section, "reaches the line before the core", last, True)
         for i, line in enumerate(ours):
             self.tally.check(section, f"line {i}", line, rest[i] if i < len(rest) else None)
+        for r in self.own["kernel_log"]:
+            self.tally.check(section, f"record {r['seq']} level", r["level_name"], LEVELS[r["level"]])
+        # /dev/kmsg: PRIORITY,SEQ,MICROSECONDS,FLAGS;TEXT, then lines with the device
+        kmsg = self.after.read("kmsg")
+        if not kmsg:
+            return
+        theirs = {}
+        for record in re.findall(r"^(\d+),(\d+),(\d+),[^;]*;(.*)\n((?: .*\n)*)", kmsg, re.M):
+            priority, seq, stamp, _, more = record
+            theirs[int(seq)] = (int(priority) & 7, int(priority) >> 3, int(stamp),
+                                " ".join(re.findall(r"^ (?:SUBSYSTEM|DEVICE)=(.*)", more, re.M)))
+        for r in self.own.get("kernel_log") or []:
+            ours = (r["level"], r["facility"], r["ts_ns"] // 1000, r.get("device", ""))
+            self.tally.check(section, f"record {r['seq']}", ours, theirs.get(r["seq"]))
 
     # BPF, as bpftool lists it
 
