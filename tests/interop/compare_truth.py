@@ -34,6 +34,15 @@ TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 STATES_OLD = ("NONE", "INIT", "READY", "ENABLED")
 STATES_NEW = ("NONE", "INIT_BEGIN", "INIT", "READY", "ENABLED", "DEAD")
 LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
+# Counters of a domain in /proc/schedstat, version 17 (kernel/sched/stats.c).
+DOMAIN_COUNTERS = [
+    f"{name}[{idle}]" for idle in ("__CPU_NOT_IDLE", "CPU_IDLE", "CPU_NEWLY_IDLE")
+    for name in ("lb_count", "lb_balanced", "lb_failed", "lb_imbalance_load", "lb_imbalance_util", "lb_imbalance_task",
+                 "lb_imbalance_misfit", "lb_gained", "lb_hot_gained", "lb_nobusyq", "lb_nobusyg")
+] + [
+    "alb_count", "alb_failed", "alb_pushed", "sbe_count", "sbe_balanced", "sbe_pushed", "sbf_count", "sbf_balanced",
+    "sbf_pushed", "ttwu_wake_remote", "ttwu_move_affine", "ttwu_move_balance",
+]
 OPS_STATES = ("NONE", "QUEUEING", "QUEUED", "DISPATCHING")
 # Between the kernel's line about a task and the core: the rest of the dump is written, then
 # the emulator stops the guest. 0 to 10 jiffies on an idle host, 100 on a busy one; but then all
@@ -797,12 +806,20 @@ class Comparison:
             # domainN NAME MASK …, since version 17; without the name before.
             start = next(i for i, l in enumerate(lines[0]) if l[0] == f"cpu{cpu}")
             theirs = []
-            for line in lines[0][start + 1:]:
+            for line, later in zip(lines[0][start + 1:], lines[1][start + 1:]):
                 if not line[0].startswith("domain"):
                     break
-                theirs.append((line[1], int(line[2].replace(",", ""), 16)))
-            ours = [(d.get("name"), mask_of(d.get("span"))) for d in rows[cpu].get("domains") or []]
-            self.tally.check(section, f"cpu {cpu} domains", ours, theirs)
+                theirs.append((line[1], int(line[2].replace(",", ""), 16), line[3:], later[3:]))
+            ours = rows[cpu].get("domains") or []
+            self.tally.check(section, f"cpu {cpu} domains", [(d.get("name"), mask_of(d.get("span"))) for d in ours],
+                             [(name, span) for name, span, _, _ in theirs])
+            for mine, (name, _, low, high) in zip(ours, theirs):
+                counters = {c["name"]: c["value"] for c in mine.get("counters") or []}
+                if lines[0][0] != ["version", "17"] or len(low) != len(DOMAIN_COUNTERS):
+                    continue
+                self.tally.check(section, f"cpu {cpu} {name} counters", sorted(set(counters) - set(DOMAIN_COUNTERS)), [])
+                for counter, before, after in zip(DOMAIN_COUNTERS, map(int, low), map(int, high)):
+                    self.within(section, f"cpu {cpu} {name} {counter}", before, counters.get(counter, 0), after)
 
     def kernel_log(self):
         section = "kernel_log"

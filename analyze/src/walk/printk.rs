@@ -46,6 +46,7 @@ pub fn read(kernel: &Kernel, limits: &Limits, remarks: &mut Remarks) -> Vec<LogR
     let mut records = Vec::new();
     let mut valid = 0;
     let mut damaged = 0;
+    let mut text_bytes = 0;
     // From the head, which is always allocated, back to the tail.
     let between = ring.head.wrapping_sub(ring.tail) & ID_MASK;
     let count = to_usize(between.min(ring.mask())).saturating_add(1);
@@ -63,7 +64,16 @@ pub fn read(kernel: &Kernel, limits: &Limits, remarks: &mut Remarks) -> Vec<LogR
             Err(error) => Err(error),
         };
         match record {
-            Ok(record) => records.push(record),
+            Ok(record) => {
+                text_bytes += record.text.len();
+                records.push(record);
+                // Blocks do not overlap; invalid UTF-8 grows threefold.
+                if text_bytes > to_usize(3 << ring.size_bits) {
+                    let what = "the records have more text than the ring has bytes".to_owned();
+                    remarks.anomaly(SECTION, Some(ring.data), what);
+                    break;
+                }
+            }
             Err(error) => {
                 damaged += 1;
                 if damaged <= MAX_DAMAGED {

@@ -19,7 +19,7 @@ use super::{Limits, Remarks, static_key};
 use crate::addr::Kva;
 use crate::bytes::to_usize;
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, WalkEnd};
 use crate::object::Object;
 
 /// `CSS_ONLINE` of an unnamed enum in include/linux/cgroup-defs.h: without it the cgroup has been
@@ -250,6 +250,15 @@ fn group_of_system(kernel: &Kernel) -> Result<Object<'_>> {
     Ok(group)
 }
 
+/// What a walk over the tree has met.
+struct Seen {
+    cgroups: HashSet<Kva>,
+    /// Nodes of lists that may still be visited: lists that share them must not multiply the work.
+    budget: usize,
+    /// Cgroups in the report.
+    limit: usize,
+}
+
 /// All cgroups below `root`, parents first.
 fn cgroups<'k>(
     root: &Object<'k>,
@@ -258,17 +267,22 @@ fn cgroups<'k>(
     psi: &mut Psi,
     remarks: &mut Remarks,
 ) {
-    let mut visited: HashSet<Kva> = HashSet::from([root.address()]);
+    let mut seen = Seen {
+        cgroups: HashSet::from([root.address()]),
+        // Removed cgroups are on the lists too.
+        budget: limits.cgroups.saturating_mul(2),
+        limit: limits.cgroups,
+    };
     let mut rows = Vec::new();
     let mut stack: Vec<(Object<'k>, String)> = Vec::new();
-    let (first, _) = children(root, "", limits, &mut visited, remarks);
+    let (first, _) = children(root, "", &mut seen, remarks);
     stack.extend(first.into_iter().rev());
     while let Some((cgroup, path)) = stack.pop() {
         if rows.len() >= limits.cgroups {
             remarks.limit("psi.cgroups", limits.cgroups, None);
             break;
         }
-        let (below, whole) = children(&cgroup, &path, limits, &mut visited, remarks);
+        let (below, whole) = children(&cgroup, &path, &mut seen, remarks);
         let is_leaf = below.is_empty() && whole;
         stack.extend(below.into_iter().rev());
         let at = cgroup.address();
@@ -324,8 +338,7 @@ fn note<T>(remarks: &mut Remarks, at: Kva, value: Result<T>) -> Option<T> {
 fn children<'k>(
     cgroup: &Object<'k>,
     path: &str,
-    limits: &Limits,
-    visited: &mut HashSet<Kva>,
+    seen: &mut Seen,
     remarks: &mut Remarks,
 ) -> (Vec<(Object<'k>, String)>, bool) {
     let kernel = cgroup.kernel();
@@ -333,14 +346,21 @@ fn children<'k>(
     let Some(head) = note(remarks, at, cgroup.member("self.children")) else {
         return (Vec::new(), false);
     };
-    let walk = kernel.list(head.address(), limits.cgroups);
-    let mut whole = !remarks.walk_end("psi.cgroups", head.address(), &walk.end);
+    let walk = kernel.list(head.address(), seen.budget);
+    seen.budget -= walk.items.len().min(seen.budget);
+    let mut whole = match walk.end {
+        WalkEnd::Limit(_) => {
+            remarks.limit("psi.cgroups", seen.limit, None);
+            false
+        }
+        end => !remarks.walk_end("psi.cgroups", head.address(), &end),
+    };
     let mut found = Vec::new();
     for node in walk.items {
         let child = named_child(kernel, node, path);
         match note(remarks, node, child) {
             Some(None) => {}
-            Some(Some((child, path))) if visited.insert(child.address()) => {
+            Some(Some((child, path))) if seen.cgroups.insert(child.address()) => {
                 found.push((child, path));
             }
             Some(Some((child, _))) => {
