@@ -714,7 +714,8 @@ class Reader:
         ring, comms = self.prog["prb"].desc_ring, {}
         if has(ring.infos, "comm"):
             infos = (ring.infos[i] for i in range(1 << ring.count_bits.value_()))
-            comms = {info.seq.value_(): text(info.comm) for info in infos}
+            # One that was never used has number 0 and no name.
+            comms = {info.seq.value_(): text(info.comm) for info in infos if info.comm[0].value_()}
         return [
             {
                 "comm": comms.get(r.seq, ""),
