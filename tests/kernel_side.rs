@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use scx_postmortem_analyze::addr::Kva;
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::kernel::Kernel;
 use scx_postmortem_analyze::walk::Limits;
@@ -411,7 +412,7 @@ fn a_loop_in_the_tree_of_interrupts_is_cut() {
     let plain = entry.kernel().unwrap();
     let tree = plain.global("sparse_irqs", "struct maple_tree").unwrap();
     let root = tree.member("ma_root").unwrap().ptr().unwrap();
-    let node = scx_postmortem_analyze::addr::Kva(root.0 & !0xff);
+    let node = Kva(root.0 & !0xff);
     let range = plain.object("struct maple_range_64", node).unwrap();
     let slot = range.member("slot").unwrap().address();
     // The root as its own first child: a range node that comes back to itself.
@@ -421,4 +422,27 @@ fn a_loop_in_the_tree_of_interrupts_is_cut() {
     let own = own(&entry.patched(&patches, &[]).unwrap());
     assert!(own.anomalies.iter().any(|a| a.section == "irqs"));
     assert!(own.irqs.iter().any(|row| row.irq == "LOC"));
+}
+
+#[test]
+fn lists_of_cgroups_that_run_into_each_other_are_cut() {
+    let entry = entry("stall-6.18").unwrap();
+    let plain = entry.kernel().unwrap();
+    let sound = own(&plain).psi.unwrap().cgroups;
+    let member = |path: &str, member: &'static str| {
+        let at = sound.iter().find(|c| c.path == path).unwrap().cgroup_kva.0;
+        let cgroup = plain.object("struct cgroup", Kva(at)).unwrap();
+        cgroup.member(member).unwrap().address()
+    };
+    // The first child of /demo/hot is /demo, whose list never comes back to /demo/hot.
+    let loops = member("/demo", "self.sibling").0.to_le_bytes();
+    let patches = [(member("/demo/hot", "self.children"), &loops[..])];
+    let own = own(&entry.patched(&patches, &[]).unwrap());
+    assert!(own.anomalies.iter().any(|a| a.section == "psi.cgroups"));
+    let paths: Vec<String> = (own.psi.unwrap().cgroups.into_iter())
+        .map(|c| c.path)
+        .collect();
+    for path in ["/demo", "/demo/hot", "/demo/threads", "/demo/starved"] {
+        assert!(paths.iter().any(|p| p == path), "{path}, {paths:?}");
+    }
 }

@@ -803,19 +803,21 @@ class Comparison:
                 if name:
                     high = of_cpus[1][cpu][i] if cpu in of_cpus[1] else float("inf")
                     self.within(section, f"cpu {cpu} {name}", of_cpus[0][cpu][i], rows[cpu].get(name), high)
-            # domainN NAME MASK …, since version 17; without the name before.
+            # domainN NAME MASK …; no name before version 17, and the counters in another order.
+            named = lines[0][0] == ["version", "17"]
             start = next(i for i, l in enumerate(lines[0]) if l[0] == f"cpu{cpu}")
             theirs = []
             for line, later in zip(lines[0][start + 1:], lines[1][start + 1:]):
                 if not line[0].startswith("domain"):
                     break
-                theirs.append((line[1], int(line[2].replace(",", ""), 16), line[3:], later[3:]))
+                line, later = (line[1:], later[1:]) if named else ([None] + line[1:], [None] + later[1:])
+                theirs.append((line[0], int(line[1].replace(",", ""), 16), line[2:], later[2:]))
             ours = rows[cpu].get("domains") or []
-            self.tally.check(section, f"cpu {cpu} domains", [(d.get("name"), mask_of(d.get("span"))) for d in ours],
+            self.tally.check(section, f"cpu {cpu} domains", [(d.get("name") if named else None, mask_of(d.get("span"))) for d in ours],
                              [(name, span) for name, span, _, _ in theirs])
             for mine, (name, _, low, high) in zip(ours, theirs):
                 counters = {c["name"]: c["value"] for c in mine.get("counters") or []}
-                if lines[0][0] != ["version", "17"] or len(low) != len(DOMAIN_COUNTERS):
+                if not named or len(low) != len(DOMAIN_COUNTERS):
                     continue
                 self.tally.check(section, f"cpu {cpu} {name} counters", sorted(set(counters) - set(DOMAIN_COUNTERS)), [])
                 for counter, before, after in zip(DOMAIN_COUNTERS, map(int, low), map(int, high)):

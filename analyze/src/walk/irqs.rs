@@ -3,7 +3,7 @@
 //! Mirrors `show_interrupts()` (kernel/irq/proc.c) and `arch_show_interrupts()`
 //! (arch/x86/kernel/irq.c): every `struct irq_desc` of the maple tree `sparse_irqs` with its per-CPU
 //! `kstat_irqs`, chip and actions; then the per-CPU `irq_stat`, whose members became one array with
-//! `enum irq_stat_counts` in 7.1, and `mce_exception_count` and `mce_poll_count`.
+//! `enum irq_stat_counts` in 7.2, and `mce_exception_count` and `mce_poll_count`.
 
 use scx_postmortem_format::report::{CpuCount, IrqCount};
 
@@ -169,7 +169,7 @@ pub fn read(kernel: &Kernel, remarks: &mut Remarks) -> Vec<IrqCount> {
                 .take(to_usize(u64::from(MAX_COUNTS)));
             numbered(kernel, names)
         }
-        // Up to 7.0.
+        // Up to 7.1.
         Err(_) => named(kernel),
     };
     rows.extend(remarks.ok("irqs.arch", arch).unwrap_or_default());

@@ -277,8 +277,8 @@ fn block(begin: u64, next: u64, size_bits: u32) -> Option<(u64, u64)> {
     let size = 1u64 << size_bits;
     let wraps = |position: u64| position >> size_bits;
     let index = |position: u64| position & (size - 1);
-    // A block that ends where the ring does has its end in the next round already (since 6.18;
-    // before, such a block was put at the start).
+    // A block that ends where the ring does has its end in the next round already. Older kernels
+    // put such a block at the start.
     if wraps(begin) == wraps(next.wrapping_sub(1)) {
         let len = next.wrapping_sub(begin);
         return (1..=size).contains(&len).then(|| (index(begin), len));

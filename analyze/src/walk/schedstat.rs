@@ -115,7 +115,7 @@ fn span(domain: &Object<'_>) -> Result<Vec<u32>> {
         Err(error) if error.is_absent() => {}
         span => return kernel.cpu_mask(span?.address()),
     }
-    // The types of 7.3 no longer say where it is; its groups, a ring, cover it.
+    // The types of 7.0 no longer say where it is; its groups, a ring, cover it.
     let first = domain.member("groups")?.deref()?;
     let mut group = first;
     let mut cpus = BTreeSet::new();
