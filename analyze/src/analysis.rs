@@ -15,6 +15,7 @@ use scx_postmortem_format::report::{
 };
 
 use crate::addr::Kva;
+use crate::diagnose;
 use crate::kernel::{Kernel, cpu_list};
 use crate::recover::Casts;
 use crate::source::VcpuRegs;
@@ -26,7 +27,7 @@ use crate::walk::rq::{self, CpuRq};
 use crate::walk::sched::{self, Schedulers};
 use crate::walk::tasks::{self, Tasks};
 use crate::walk::{
-    Limits, Remarks, cputime, events, exit_info, irqs, numa, printk, psi, schedstat,
+    Limits, Remarks, cputime, events, exit_info, irqs, numa, printk, psi, schedstat, stacks,
 };
 
 /// What to do beyond the defaults.
@@ -123,11 +124,14 @@ pub fn analyze_timed(
         .collect();
     elsewhere.extend(dsqs.iter().flat_map(|dsq| dsq.tasks.iter().copied()));
     elsewhere.retain(|at| !at.is_null());
-    let (enriched, infos) = remarks.timed("tasks", |r| {
+    let (enriched, mut infos) = remarks.timed("tasks", |r| {
         let all = tasks.collect(&elsewhere, r);
         let first: HashSet<Kva> = elsewhere.iter().copied().collect();
         let kept = tasks::keep(all, &first, limits, r);
         tasks.records(&kept, &on_runnable_list, r)
+    });
+    remarks.timed("stacks", |r| {
+        stacks::read(kernel, &bpf, &btfs, &mut infos, limits, r);
     });
 
     let mut report = FailureDumpReport {
@@ -225,6 +229,7 @@ pub fn analyze_timed(
     own.anomalies = remarks.anomalies;
     own.limits = remarks.limits;
     own.warnings.clone_from(&kernel.image.warnings);
+    own.findings = diagnose::findings(&own);
     report.postmortem = Some(Box::new(own));
     (report, remarks.times)
 }

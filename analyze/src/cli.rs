@@ -15,7 +15,7 @@ use scx_postmortem_analyze::source::{self, Image};
 use scx_postmortem_analyze::walk::Limits;
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use scx_postmortem_format::report::{
-    Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, text_report,
+    Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, brief_report, text_report,
 };
 
 /// The exit codes, a part of the interface: scripts branch on them.
@@ -100,6 +100,9 @@ struct ReportArgs {
     /// Form of the report.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// End the text after the findings.
+    #[arg(long, conflicts_with = "format")]
+    brief: bool,
     /// Where to write it; appears only when complete. Default, and `-`: standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -246,6 +249,7 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     let code = exit_code(&kernel, &report);
     let any = FailureDumpReportAny::from(report);
     let text = match args.format {
+        Format::Text if args.brief => Ok(brief_report(&any)),
         Format::Text => Ok(text_report(&any)),
         Format::Json => any.to_json(),
         Format::JsonPretty => any.to_json_pretty(),
@@ -366,10 +370,14 @@ fn export(file: &Path, output: &Path) -> Result<u8, Failure> {
     let done = source::export(file, output, &|done, total| progress.show(done, total));
     progress.clear();
     match done {
-        Ok(None) => Ok(exit::OK),
-        Ok(Some(warning)) => Err(Failure(
+        Ok(source::Exported::Whole(None)) => Ok(exit::OK),
+        Ok(source::Exported::Whole(Some(warning))) => Err(Failure(
             exit::DEGRADED,
-            format!("{}: exported what is there: {warning}", output.display()),
+            format!("{}: the core is whole, but {warning}", output.display()),
+        )),
+        Ok(source::Exported::Partial(kept, warning)) => Err(Failure(
+            exit::DEGRADED,
+            format!("what there is was kept as {}: {warning}", kept.display()),
         )),
         Err(source::ExportError::Input(error)) => Err(error.into()),
         Err(source::ExportError::Output(cause)) => Err(Failure::output(output, cause)),

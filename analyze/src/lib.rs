@@ -8,11 +8,13 @@
 //! - [`recover`]: what the programs' instructions tell about integers that hold pointers;
 //! - [`render`]: bytes and a BTF type to a value that a report can show;
 //! - [`walk`]: one file per walker, each producing its part of the report;
+//! - [`diagnose`]: what a person should look at first;
 //! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
 #![deny(unsafe_code)]
 
 pub mod addr;
 pub mod analysis;
+pub mod diagnose;
 pub mod error;
 pub mod kernel;
 pub mod object;

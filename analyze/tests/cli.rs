@@ -345,6 +345,25 @@ fn a_damaged_capture_is_exported_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_truncated_capture_is_exported_under_another_name() {
+    let bytes = fs::read(corpus(STALL)).unwrap();
+    let (_input, path) = written(&bytes[..bytes.len() / 2]);
+    let dir = tempfile::tempdir().unwrap();
+    let elf = dir.path().join("core.elf");
+    let output = analyze(&[
+        "export".as_ref(),
+        path.as_os_str(),
+        "-o".as_ref(),
+        elf.as_os_str(),
+    ]);
+    assert_eq!(code(&output), 3);
+    one_sentence(&output, "core.elf.partial: ");
+    assert!(!elf.exists());
+    let kept = fs::metadata(dir.path().join("core.elf.partial")).unwrap();
+    assert!(kept.len() > 1 << 20, "{}", kept.len());
+}
+
+#[test]
 fn commands_for_captures_say_that_a_core_is_none() {
     let (_dir, path) = written(&elf_core(&[0; 4096], &[0]));
     let verify = analyze(&["verify".as_ref(), path.as_os_str()]);

@@ -25,6 +25,13 @@ pub fn le_u64(bytes: &[u8], offset: usize) -> Option<u64> {
     array(bytes, offset).map(u64::from_le_bytes)
 }
 
+/// The low half of an address: what an arena pointer is known by.
+#[must_use]
+pub fn low32(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
 /// `u64` as an index; saturates where it does not fit, so that the bounds check that follows
 /// fails instead of a wrong byte being used.
 #[must_use]

@@ -106,6 +106,7 @@ class Comparison:
         self.kernel_log()
         self.task_records()
         self.run_queues()
+        self.stacks()
         if self.drgn["sched_ext"]:
             self.schedulers()
             self.dsqs()
@@ -306,6 +307,35 @@ class Comparison:
         mask = self.drgn["enums"]["scx_ent_flags"]["SCX_TASK_STATE_MASK"]
         self.flags(section, f"{where} scx_flags", mine.get("scx_flags"), "scx_ent_flags", "SCX_TASK_",
                    scx["flags"], mask)
+
+    def stacks(self):
+        """Frame by frame; only DWARF can unwind for drgn."""
+        section = "stacks"
+        ours = {hexa(t["kva"]): t for t in self.own.get("tasks") or []}
+        for kva, theirs in (self.drgn.get("stacks") or {}).items():
+            task = ours.get(int(kva))
+            if task is None:
+                continue
+            where = f"{task['comm']}[{task['pid']}]"
+            mine, end = task.get("stack") or [], task.get("stack_end")
+            if end and end.startswith("it has exited"):
+                # What drgn finds there are the remains of whoever had the stack's pages since.
+                self.tally.check(section, f"{where} exited", task.get("state") in ("X", "Z"), True)
+                continue
+            if isinstance(theirs, str):
+                self.tally.problem(section, f"{where}: drgn: {theirs}; ours: {len(mine)} frames, {end}")
+                continue
+            if end and " in user space at " in end:
+                theirs = [[pc, names] for pc, names in theirs if pc >> 63]
+            elif end:
+                self.tally.problem(section, f"{where}: ends early: {end}")
+            self.tally.check(section, f"{where} frames", [hex(hexa(f["addr"])) for f in mine],
+                             [hex(pc) for pc, _ in theirs])
+            for frame, (pc, names) in zip(mine, theirs):
+                name = (frame.get("symbol") or "").partition("+")[0]
+                # drgn does not know where JITed code of BPF programs is.
+                if names:
+                    self.tally.check(section, f"{where} {pc:#x}", name in names, True)
 
     def run_queues(self):
         states = {r["cpu"]: r for r in self.report.get("rq_scx_states") or []}

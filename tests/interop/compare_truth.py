@@ -522,7 +522,6 @@ class Comparison:
         mask = 0x700 if self.series >= (7, 1) else 0x300
         flags = hexa((info.get("scx_flags") or {}).get("raw")) or 0
         exact = {
-            "state": (info.get("state"), theirs["state"]),
             "scx_state": (info.get("scx_state"), states[theirs["scx_state"]]),
             "weight": (info.get("scx_weight"), theirs["weight"]),
             "dsq_vtime": (info.get("dsq_vtime"), theirs["dsq_vtime"]),
@@ -533,6 +532,7 @@ class Comparison:
             self.tally.check(section, f"{where} {name}", mine, value)
         # A task that runs, or was taken from its queue since, changes these.
         loose = {
+            "state": (info.get("state"), theirs["state"]),
             "scx_flags": (flags & ~mask, theirs["scx_flags"]),
             "ops_state": (info.get("ops_state"), OPS_STATES[theirs["ops_state"]]),
             "ops_qseq": (info.get("ops_qseq"), theirs["ops_qseq"]),

@@ -13,6 +13,8 @@ has the same.
 """
 
 import argparse
+import bisect
+import functools
 import json
 import mmap
 import re
@@ -639,6 +641,41 @@ class Reader:
             )
         return out
 
+    # Stacks
+
+    @functools.cached_property
+    def labels(self):
+        """(address, name) of symbols without a size, ascending: labels of assembler code."""
+        return sorted((s.address, s.name) for s in self.prog.symbols() if s.size == 0 and s.address >> 63)
+
+    def names_at(self, pc):
+        """The names of the function, or of the label in it, that `pc` is behind."""
+        covering = self.prog.symbols(pc)
+        start = max((s.address for s in covering), default=pc)
+        at = bisect.bisect_right(self.labels, (pc, "\uffff"))
+        nearest = self.labels[at - 1][0] if at else 0
+        labels = [name for address, name in self.labels if address == nearest] if nearest > start else []
+        return sorted({s.name for s in covering}.union(labels))
+
+    def stack(self, task):
+        """[[pc, [names that the function goes by]]] from the innermost frame to user space."""
+        out = []
+        try:
+            trace = self.prog.stack_trace(task)
+        except (ValueError, FaultError, LookupError) as error:
+            return str(error)
+        for frame in trace:
+            if frame.is_inline:
+                continue
+            try:
+                pc = frame.pc
+            except LookupError:
+                break
+            if not pc >> 63:
+                break
+            # A return address may be behind the end of the function that made the call.
+            out.append([pc, self.names_at(pc if frame.interrupted else pc - 1)])
+        return out
 
     # What the kernel counts and says by itself
 
@@ -745,6 +782,8 @@ def read(path, vmlinux=None):
     # A report is about the attached root, else the scheduler that was thrown out last.
     subject = (scheds[0] if attached else scheds[-1])[1] if scheds else None
     scx_order, others = reader.all_tasks()
+    # drgn unwinds by DWARF; it does not know the ORC format of 7.1 and later.
+    stacks = {t.value_(): reader.stack(t) for t in scx_order + others} if vmlinux else {}
     return {
         "drgn": drgn.__version__ if hasattr(drgn, "__version__") else "?",
         "types": "dwarf" if vmlinux else "btf",
@@ -768,6 +807,7 @@ def read(path, vmlinux=None):
         "irqs": reader.irqs(),
         "schedstats": reader.schedstats(),
         "kernel_log": reader.kernel_log(),
+        **({"stacks": stacks} if stacks else {}),
     }
 
 

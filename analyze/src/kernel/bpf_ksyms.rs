@@ -3,7 +3,7 @@
 //! Reads the list `bpf_kallsyms` of `struct bpf_ksym` (kernel/bpf/core.c), which the kernel
 //! itself consults when kallsyms has no answer.
 
-use super::Kernel;
+use super::{Kernel, Place};
 use crate::addr::Kva;
 use crate::error::Result;
 
@@ -40,16 +40,20 @@ impl Kernel {
     }
 }
 
-/// `name+0x12/0x34` for an address inside one of `ksyms`.
-pub(super) fn symbolize(ksyms: &[BpfKsym], kva: Kva) -> Option<String> {
+/// An address inside one of `ksyms`.
+pub(super) fn place(ksyms: &[BpfKsym], kva: Kva) -> Option<Place> {
+    let ksym = find(ksyms, kva)?;
+    Some(Place {
+        name: ksym.name.clone(),
+        offset: kva.0 - ksym.start,
+        size: ksym.end - ksym.start,
+        module: None,
+    })
+}
+
+/// The code that `kva` is in.
+pub(super) fn find(ksyms: &[BpfKsym], kva: Kva) -> Option<&BpfKsym> {
     let next = ksyms.partition_point(|k| k.start <= kva.0);
     let ksym = ksyms.get(next.checked_sub(1)?)?;
-    (kva.0 < ksym.end).then(|| {
-        format!(
-            "{}+{:#x}/{:#x}",
-            ksym.name,
-            kva.0 - ksym.start,
-            ksym.end - ksym.start
-        )
-    })
+    (kva.0 < ksym.end).then_some(ksym)
 }

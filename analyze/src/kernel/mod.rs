@@ -12,6 +12,8 @@ mod cgroup;
 mod containers;
 mod cpus;
 pub mod kallsyms;
+mod modules;
+pub mod orc;
 pub mod paging;
 pub mod vmcoreinfo;
 
@@ -100,6 +102,37 @@ pub struct Kernel {
     per_cpu_offsets: Vec<Option<u64>>,
     fields: FieldCache,
     bpf_ksyms: OnceLock<Vec<bpf_ksyms::BpfKsym>>,
+    modules: OnceLock<Vec<modules::Module>>,
+    orc: OnceLock<Result<orc::Orc>>,
+}
+
+/// An address by the symbol before it.
+struct Place {
+    name: String,
+    offset: u64,
+    /// Bytes to the next symbol.
+    size: u64,
+    module: Option<String>,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}+{:#x}/{:#x}", self.name, self.offset, self.size)?;
+        match &self.module {
+            Some(module) => write!(f, " [{module}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whose code an address is in.
+enum Text {
+    /// The kernel image's.
+    Kernel,
+    /// A module's, which has unwind tables of its own.
+    Module(orc::Table),
+    /// A BPF program's or trampoline's.
+    Bpf,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -196,6 +229,8 @@ impl Kernel {
             per_cpu_offsets: Vec::new(),
             fields: RwLock::default(),
             bpf_ksyms: OnceLock::new(),
+            modules: OnceLock::new(),
+            orc: OnceLock::new(),
             image,
         };
         kernel.page_offset = kernel
@@ -299,13 +334,43 @@ impl Kernel {
         }
     }
 
-    /// `symbol+0x12/0x34` as the kernel prints an address: in the kernel image, or in JITed BPF
-    /// code. `None` for anything else.
+    /// Whose code is at an address.
+    fn text_at(&self, kva: Kva) -> Option<Text> {
+        if image_to_phys(kva, 0, self.image_size).is_some() {
+            return Some(Text::Kernel);
+        }
+        if let Some(module) = self.module_at(kva) {
+            return Some(Text::Module(module.table()));
+        }
+        bpf_ksyms::find(self.bpf_ksyms(), kva).map(|_| Text::Bpf)
+    }
+
+    fn bpf_ksyms(&self) -> &[bpf_ksyms::BpfKsym] {
+        self.bpf_ksyms.get_or_init(|| self.read_bpf_ksyms())
+    }
+
+    /// The name of what a return address goes back to, which may be behind the last instruction
+    /// of the function that made the call (`%pB`).
+    #[must_use]
+    pub fn symbolize_return(&self, kva: Kva) -> Option<String> {
+        let mut place = self.place(kva.sub(1))?;
+        place.offset += 1;
+        Some(place.to_string())
+    }
+
+    /// `symbol+0x12/0x34` as the kernel prints an address: in the kernel image, in a module, or in
+    /// JITed BPF code. `None` for anything else.
     #[must_use]
     pub fn symbolize(&self, kva: Kva) -> Option<String> {
+        Some(self.place(kva)?.to_string())
+    }
+
+    fn place(&self, kva: Kva) -> Option<Place> {
         if image_to_phys(kva, 0, self.image_size).is_none() {
-            let ksyms = self.bpf_ksyms.get_or_init(|| self.read_bpf_ksyms());
-            return bpf_ksyms::symbolize(ksyms, kva);
+            return match self.module_at(kva) {
+                Some(module) => module.place(self, kva),
+                None => bpf_ksyms::place(self.bpf_ksyms(), kva),
+            };
         }
         let (name, offset, end) = match &self.symbols {
             Symbols::Kallsyms(table) => {
@@ -323,7 +388,12 @@ impl Kernel {
             }
         };
         let size = end.map_or(offset, |end| end.0.wrapping_sub(kva.0).wrapping_add(offset));
-        Some(format!("{name}+{offset:#x}/{size:#x}"))
+        Some(Place {
+            name,
+            offset,
+            size,
+            module: None,
+        })
     }
 
     // ---- memory ----

@@ -252,8 +252,17 @@ pub fn verify(path: &Path, progress: OnProgress<'_>) -> Result<Verified, OpenErr
     Ok(Verified { problems, summary })
 }
 
-/// Writes the ELF core of a capture; `output` appears only when complete. Pages of zeros become
-/// holes in the file. Returns a warning when the capture does not hold all of it.
+/// What became of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exported {
+    /// The core is whole; with a warning when the capture itself is not.
+    Whole(Option<String>),
+    /// What the capture holds of it, under this other name, and what is missing.
+    Partial(std::path::PathBuf, String),
+}
+
+/// Writes the ELF core of a capture; `output` appears only when complete, else what there is stays
+/// beside it as `NAME.partial`. Pages of zeros become holes in the file.
 ///
 /// # Errors
 /// [`ExportError`].
@@ -261,7 +270,7 @@ pub fn export(
     path: &Path,
     output: &Path,
     progress: OnProgress<'_>,
-) -> Result<Option<String>, ExportError> {
+) -> Result<Exported, ExportError> {
     let name = path.display().to_string();
     let bytes = FileBytes::open(path).map_err(ExportError::Input)?;
     if bytes.starts_with(b"\x7fELF") {
@@ -292,6 +301,14 @@ pub fn export(
             }),
             other => ExportError::Output(other.to_string()),
         })?;
-    file.commit().map_err(failed)?;
-    Ok(capture.recovered().map(ToString::to_string))
+    match capture.recovered() {
+        Some(recovered) if recovered.missing_bytes > 0 => {
+            let kept = file.keep_partial().map_err(failed)?;
+            Ok(Exported::Partial(kept, recovered.to_string()))
+        }
+        recovered => {
+            file.commit().map_err(failed)?;
+            Ok(Exported::Whole(recovered.map(ToString::to_string)))
+        }
+    }
 }

@@ -17,7 +17,7 @@ pub use self::files::{
     btf_of_vmlinux, open_regular, read_whole, symbols_of_system_map, symbols_of_vmlinux,
 };
 pub use self::inspect::{
-    ExportError, Facts, OnProgress, Verified, describe, export, may_write, verify,
+    ExportError, Exported, Facts, OnProgress, Verified, describe, export, may_write, verify,
 };
 pub use self::map::FileBytes;
 pub use self::regs::VcpuRegs;

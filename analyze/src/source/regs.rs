@@ -16,6 +16,18 @@ pub struct VcpuRegs {
     pub rbp: u64,
     /// Flags.
     pub rflags: u64,
+    /// Code segment; its low two bits are the privilege level.
+    pub cs: u64,
+    /// `%rax`, `%r10`, `%r13`, `%rdi` and `%rdx`: what unwind tables may name beside the above.
+    pub rax: u64,
+    /// See `rax`.
+    pub r10: u64,
+    /// See `rax`.
+    pub r13: u64,
+    /// See `rax`.
+    pub rdi: u64,
+    /// See `rax`.
+    pub rdx: u64,
     /// Page-table root, when the source had it.
     pub cr3: Option<u64>,
     /// CR4, when the source had it (bit 12: five-level paging).
@@ -37,8 +49,14 @@ impl VcpuRegs {
         // rip cs eflags rsp ss fs_base gs_base ds es fs gs
         let reg = |index: usize| le_u64(desc, PR_REG + index * 8);
         Some(Self {
+            r13: reg(2)?,
             rbp: reg(4)?,
+            r10: reg(7)?,
+            rax: reg(10)?,
+            rdx: reg(12)?,
+            rdi: reg(14)?,
             rip: reg(16)?,
+            cs: reg(17)?,
             rflags: reg(18)?,
             rsp: reg(19)?,
             ..Self::default()

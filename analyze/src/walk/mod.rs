@@ -19,6 +19,7 @@ pub mod psi;
 pub mod rq;
 pub mod sched;
 pub mod schedstat;
+pub mod stacks;
 pub mod tasks;
 
 use std::time::{Duration, Instant};
@@ -59,6 +60,8 @@ pub struct Limits {
     pub cgroups: usize,
     /// Records of the kernel's log, the last ones.
     pub log: usize,
+    /// Frames of one stack.
+    pub frames: usize,
 }
 
 impl Default for Limits {
@@ -74,6 +77,7 @@ impl Default for Limits {
             links: 16_384,
             cgroups: 4096,
             log: 200,
+            frames: 128,
         }
     }
 }
@@ -105,6 +109,7 @@ impl Limits {
             links: self.links.max(n),
             cgroups: self.cgroups.max(n),
             log: self.log.max(n),
+            frames: self.frames.max(n),
         }
     }
 }

@@ -410,6 +410,8 @@ impl<'k> Tasks<'k> {
             cpus_allowed: self.cpus_allowed(task),
             nr_cpus_allowed: task.i32("nr_cpus_allowed"),
             migration_disabled: task.u32("migration_disabled"),
+            stack: Vec::new(),
+            stack_end: None,
         })
     }
 

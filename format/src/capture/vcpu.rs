@@ -37,7 +37,10 @@ mod hex {
 /// General registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the processor's manuals"
+)]
 pub struct GeneralRegs {
     #[serde(with = "hex")]
     pub rax: u64,
@@ -111,7 +114,10 @@ pub struct DescriptorTable {
 /// Segment and control registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the processor's manuals"
+)]
 pub struct SpecialRegs {
     pub cs: SegmentReg,
     pub ds: SegmentReg,
@@ -140,7 +146,10 @@ pub struct SpecialRegs {
 /// Debug registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the processor's manuals"
+)]
 pub struct DebugRegs {
     #[serde(with = "hex")]
     pub dr0: u64,

@@ -204,8 +204,9 @@ pub struct AllocatorInfo {
     pub kva: Hex,
     /// The map that holds the variable.
     pub map_id: u32,
-    /// The arena's map.
-    pub arena_id: u32,
+    /// The arena's map. Absent when no program tells which arena goes with the variable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arena_id: Option<u32>,
     /// Bytes from slot to slot.
     pub elem_size: u64,
     /// Live slots found.

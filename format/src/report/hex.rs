@@ -100,6 +100,14 @@ pub fn hex_string(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes that [`hex_string`] wrote; what is no byte is left out.
+#[must_use]
+pub fn hex_bytes(text: &str) -> Vec<u8> {
+    text.split_ascii_whitespace()
+        .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

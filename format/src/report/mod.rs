@@ -18,6 +18,7 @@ mod bpf_maps;
 mod bpf_objects;
 mod cpu;
 mod dump;
+mod findings;
 mod hex;
 mod kernel_side;
 pub mod limits;
@@ -49,7 +50,8 @@ pub use dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, GuestSetupFailureContext,
     SCHEMA_DEGRADED, SCHEMA_DUAL, SCHEMA_SINGLE,
 };
-pub use hex::{Hex, hex_string};
+pub use findings::{Finding, FindingEvidence};
+pub use hex::{Hex, hex_bytes, hex_string};
 pub use kernel_side::*;
 pub use map::{
     FailureDumpArrayEntry, FailureDumpEntry, FailureDumpFdArray, FailureDumpMap,
@@ -67,5 +69,5 @@ pub use recovered::*;
 pub use sched::{DsqState, EventCounterSample, RqScxState, ScxSchedState};
 pub use schema::{json_schema, json_schema_text};
 pub use task::TaskEnrichment;
-pub use text::{Escaped, text_report};
+pub use text::{Escaped, brief_report, text_report};
 pub use value::{RenderedMember, RenderedValue};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bpf_maps::{AllocatorInfo, ArenaInfo, Callback, MapInfo};
 use super::bpf_objects::{ActiveInfo, LinkInfo, MapRef, ProgramInfo};
+use super::findings::Finding;
 use super::hex::Hex;
 use super::kernel_side::{IrqCount, LogRecord, PressureInfo, SchedStats};
 use super::omit::is_false;
@@ -28,6 +29,9 @@ pub struct PostmortemReport {
     /// The verdict in short sentences: what died, who waited, where and for how long.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headline: Vec<String>,
+    /// Why it happened, as far as rules can tell: the first is the verdict.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -626,6 +630,12 @@ pub struct TaskInfo {
     /// `task_struct.migration_disabled`: not 0, it must stay on its CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration_disabled: Option<u32>,
+    /// Its kernel stack, innermost frame first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<Frame>,
+    /// Why the stack ends before its first frame, or is missing. Absent when it is whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_end: Option<String>,
 }
 
 /// A section that is missing.

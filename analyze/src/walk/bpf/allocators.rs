@@ -17,7 +17,7 @@ use scx_postmortem_format::report::{
 };
 
 use crate::addr::Kva;
-use crate::bytes::{array, le_u64, to_u64, to_usize};
+use crate::bytes::{array, le_u64, low32, to_u64, to_usize};
 use crate::error::{Error, Result};
 use crate::kernel::btf::Kind;
 use crate::kernel::{Btf, Kernel, TypeId};
@@ -235,11 +235,6 @@ fn spare_pages(scope: &Scope<'_>, at: Kva) -> Result<Vec<(u32, u64)>> {
         }
     }
     Ok(pages)
-}
-
-fn low32(pointer: u64) -> u32 {
-    let [a, b, c, d, ..] = pointer.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Walks one allocator's tree.

@@ -80,7 +80,9 @@ pub(super) fn arenas(arenas: &[ArenaInfo], allocators: &[AllocatorInfo]) -> Vec<
                 .iter()
                 .map(|error| format!("  globals not read: {}", Escaped(error))),
         );
-        let own = allocators.iter().filter(|a| a.arena_id == arena.map_id);
+        let own = allocators
+            .iter()
+            .filter(|a| a.arena_id == Some(arena.map_id));
         for a in own {
             let ty = match (&a.payload_type, &a.payload_rule) {
                 (Some(ty), Some(rule)) => format!("{} ({})", Escaped(ty), Escaped(rule)),

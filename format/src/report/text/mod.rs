@@ -15,6 +15,7 @@ mod map;
 mod postmortem;
 mod report;
 mod sparkline;
+mod stacks;
 mod value;
 
 use std::fmt::Write;
@@ -23,6 +24,19 @@ pub use escape::Escaped;
 
 use super::any::FailureDumpReportAny;
 use super::dump::FailureDumpReport;
+
+/// What a person reads first: the kernel, what happened, and why. It ends in a newline.
+pub fn brief_report(report: &FailureDumpReportAny) -> String {
+    let of = |report: &FailureDumpReport| {
+        let postmortem = report.postmortem.as_ref();
+        postmortem.map_or(String::new(), |p| format!("{}\n", p.brief()))
+    };
+    match report {
+        FailureDumpReportAny::Single(report) => of(report),
+        FailureDumpReportAny::Dual(report) => of(&report.late),
+        FailureDumpReportAny::Degraded(report) => format!("{report}\n"),
+    }
+}
 
 /// The whole text of a report: what the analysis found (`postmortem`, of the early capture and of
 /// the late one where there are two), then the text of the shared format, then the kernel's log.

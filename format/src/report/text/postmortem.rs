@@ -11,6 +11,7 @@ use super::bpf_maps::{arenas, maps};
 use super::bpf_objects;
 use super::escape::Escaped;
 use super::kernel_side;
+use super::stacks::{frame_line, stacks};
 
 /// Rows shown of one table. The JSON has all.
 pub(super) const SHOWN_ROWS: usize = 40;
@@ -24,6 +25,7 @@ impl fmt::Display for PostmortemReport {
         let sections = [
             self.title(),
             self.headline(),
+            self.findings(),
             section(
                 "damage",
                 Some(
@@ -39,6 +41,7 @@ impl fmt::Display for PostmortemReport {
             self.waiting(),
             self.queues(),
             self.cpus(),
+            section("stacks", Some(stacks(self))),
             self.counters(),
             section(
                 "bpf scheduler",
@@ -59,19 +62,15 @@ impl fmt::Display for PostmortemReport {
             self.limits(),
             self.provenance(),
         ];
-        let mut first = true;
-        for text in sections.iter().map(|text| text.trim_end()) {
-            if text.is_empty() {
-                continue;
-            }
-            if !first {
-                f.write_str("\n\n")?;
-            }
-            first = false;
-            f.write_str(text)?;
-        }
-        Ok(())
+        f.write_str(&joined(&sections))
     }
+}
+
+/// The sections that are not empty, with an empty line between them.
+fn joined(sections: &[String]) -> String {
+    let texts = sections.iter().map(|text| text.trim_end());
+    let texts: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
+    texts.join("\n\n")
 }
 
 /// A heading and its indented lines, if there are any.
@@ -111,6 +110,30 @@ impl PostmortemReport {
             .iter()
             .map(|line| format!("* {}", Escaped(line)));
         section("what happened", Some(lines.collect()))
+    }
+
+    /// The first sections: what happened, and why.
+    pub(super) fn brief(&self) -> String {
+        joined(&[self.title(), self.headline(), self.findings()])
+    }
+
+    fn findings(&self) -> String {
+        let mut lines = Vec::new();
+        for (number, finding) in (1..).zip(&self.findings) {
+            lines.push(format!(
+                "{number}. {} [{}, {}]",
+                Escaped(&finding.what),
+                Escaped(&finding.confidence),
+                Escaped(&finding.rule)
+            ));
+            let evidence = finding.evidence.iter();
+            let evidence =
+                evidence.map(|e| format!("{} = {}", Escaped(&e.path), Escaped(&e.value)));
+            lines.extend(evidence.map(|fact| format!("     {fact}")));
+            let advice = finding.advice.iter();
+            lines.extend(advice.map(|advice| format!("   → {}", Escaped(advice))));
+        }
+        section("findings", Some(lines))
     }
 
     fn other_schedulers(&self) -> String {
@@ -359,10 +382,7 @@ fn exit_info(exit: &ExitInfo) -> Vec<String> {
     if !exit.backtrace.is_empty() {
         lines.push("backtrace:".to_owned());
         for frame in exit.backtrace.iter().take(SHOWN_ROWS) {
-            let symbol = Escaped(frame.symbol.as_deref().unwrap_or("?"));
-            let source = frame.source.as_deref().map(Escaped);
-            let source = source.map_or(String::new(), |source| format!(" ({source})"));
-            lines.push(format!("  {:>18} {symbol}{source}", frame.addr));
+            lines.push(format!("  {}", frame_line(frame)));
         }
         lines.extend(more(exit.backtrace.len(), SHOWN_ROWS).map(|text| format!("  {text}")));
     }

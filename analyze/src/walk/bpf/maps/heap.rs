@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use scx_postmortem_format::report::{
     AllocatorInfo, ArenaInfo, Hex, MapInfo, ScxStaticSnapshot, SdtAllocatorSnapshot, SlotOwner,
-    reasons,
+    hex_bytes, reasons,
 };
 
 use super::{Found, Map};
 use crate::addr::Kva;
-use crate::bytes::{le_u64, to_u64, to_usize};
+use crate::bytes::{le_u64, low32, to_u64, to_usize};
 use crate::kernel::Kernel;
 use crate::kernel::btf::Kind;
 use crate::recover::Recovered;
@@ -84,11 +84,11 @@ pub(super) fn section(map: &Map<'_>, id: u32) -> Option<Searched> {
 
 impl Heap {
     /// Puts together what the sections hold, which are in the order of their maps.
-    pub(super) fn new(sections: Vec<Searched>, arenas: bool) -> Self {
+    pub(super) fn new(sections: Vec<Searched>, arenas: &HashMap<Kva, (u32, Arena)>) -> Self {
         let mut heap = Self {
             unavailable: if sections.is_empty() {
                 Some(reasons::REASON_SDT_ALLOC_NO_BSS)
-            } else if !arenas {
+            } else if arenas.is_empty() {
                 Some(reasons::REASON_SDT_ALLOC_NO_ARENA)
             } else if !sections.iter().any(|s| s.declares) {
                 Some(reasons::REASON_SDT_ALLOC_NO_TYPE)
@@ -103,10 +103,12 @@ impl Heap {
             heap.statics.ranges.extend(found.statics.ranges);
             heap.statics.skipped = heap.statics.skipped.saturating_add(found.statics.skipped);
             let first = heap.snapshots.len();
+            let arena_id = searched.arena.and_then(|at| arenas.get(&at)).map(|a| a.0);
             heap.snapshots.extend(found.snapshots);
             heap.infos
                 .extend(found.infos.into_iter().map(|info| AllocatorInfo {
                     map_id: searched.map_id,
+                    arena_id,
                     ..info
                 }));
             let Some(arena) = searched.arena else {
@@ -140,9 +142,7 @@ impl Heap {
     /// The allocation that a word of a value leads to.
     fn allocation(&self, arena: &Arena, word: u64) -> Option<&Allocation> {
         arena.kernel_address(word)?;
-        let [a, b, c, d, ..] = word.to_le_bytes();
-        let low = u32::from_le_bytes([a, b, c, d]);
-        self.allocations.get(&arena.map)?.get(&low)
+        self.allocations.get(&arena.map)?.get(&low32(word))
     }
 
     /// Puts the typed payload beside each element whose value points to a slot, and notes whose
@@ -161,7 +161,7 @@ impl Heap {
             .map(Option::<&_>::cloned)
             .collect();
         for (entry, owner) in found.shared.entries.iter_mut().zip(owners) {
-            let bytes = unhex(&entry.value_hex);
+            let bytes = hex_bytes(&entry.value_hex);
             let words = bytes.chunks_exact(8).filter_map(|word| le_u64(word, 0));
             for word in words {
                 let Some(allocation) = self.allocation(arena, word) else {
@@ -239,9 +239,6 @@ impl Heap {
             ..ArenaInfo::default()
         };
         let mut known = self.known.remove(&arena.map).unwrap_or_default();
-        for range in &self.statics.ranges {
-            known.push((range.start_low32, range.capacity));
-        }
         match btf {
             Some(Ok(btf)) => {
                 let slots = self.slots(arena.map);
@@ -249,8 +246,7 @@ impl Heap {
                 let scope = scope.with_slots(slots).with_casts(casts);
                 globals(&scope, arena, span, &pages, &mut info);
                 if let Some((at, size)) = info.globals_at.zip(globals_size(&btf)) {
-                    let [a, b, c, d, ..] = at.0.to_le_bytes();
-                    known.push((u32::from_le_bytes([a, b, c, d]), size));
+                    known.push((low32(at.0), size));
                 }
             }
             Some(Err(error)) => info.globals_error = Some(error.to_string()),
@@ -259,12 +255,6 @@ impl Heap {
         let unrecognised = unrecognised(&pages, &known);
         info.unrecognised_pages = to_u64(unrecognised.len());
         info.unrecognised = ranges(&unrecognised);
-        for allocator in &mut self.infos {
-            let there = maps.iter().any(|m| m.id == allocator.map_id);
-            if there && allocator.arena_id == 0 {
-                allocator.arena_id = map.id;
-            }
-        }
         self.arenas.push(info);
     }
 }
@@ -367,12 +357,5 @@ fn ranges(pages: &[u64]) -> Vec<String> {
     runs.iter()
         .take(MAX_RANGES)
         .map(|(start, end)| format!("{start:#x}-{end:#x}"))
-        .collect()
-}
-
-/// The bytes of a hex string that this program wrote.
-fn unhex(text: &str) -> Vec<u8> {
-    text.split_ascii_whitespace()
-        .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
         .collect()
 }

@@ -179,7 +179,7 @@ pub fn read(
                 .then(|| arenas.values().next())
                 .flatten()
         };
-        arena.or_else(only).copied()
+        arena.or_else(only).map(|&(_, arena)| arena)
     };
     let bytes = (MAX_BYTES / to_u64(listed.len()).max(1)).max(MIN_BYTES);
     let sections: Vec<_> = listed
@@ -189,7 +189,7 @@ pub fn read(
         })
         .filter_map(|(map, found)| heap::section(&map, found.own.id))
         .collect();
-    let heap = Heap::new(sections, !arenas.is_empty());
+    let heap = Heap::new(sections, &arenas);
     let read: Vec<_> = listed
         .par_iter()
         .map(|&(id, at)| {
@@ -220,7 +220,7 @@ pub fn read(
             Err(error) => remarks.anomaly("maps", Some(at), error.to_string()),
         }
     }
-    for (&at, arena) in &arenas {
+    for (&at, (_, arena)) in &arenas {
         let btf = users.arena_btfs.get(&at).map(|&btf| btfs.get(btf));
         let recovered = users.arena_btfs.get(&at).and_then(|&btf| casts.of(btf));
         maps.heap.arena(kernel, arena, (btf, recovered), &maps.own);
@@ -244,16 +244,17 @@ fn is_framework(name: &str) -> bool {
         .contains(&name)
 }
 
-/// The windows of all arenas, by map. One that cannot be read is missing here; its own record
+/// The id and the window of each arena, by map. One that cannot be read is missing here; its own record
 /// says why.
-fn arenas(kernel: &Kernel, listed: &[(u64, Kva)]) -> HashMap<Kva, Arena> {
+fn arenas(kernel: &Kernel, listed: &[(u64, Kva)]) -> HashMap<Kva, (u32, Arena)> {
     listed
         .iter()
         .filter_map(|&(_, at)| {
             let map = kernel.object("struct bpf_map", at).ok()?;
             let map_type = map.member("map_type").and_then(|t| t.u32()).ok()?;
             (map_type == arena::TYPE).then_some(())?;
-            Some((at, Arena::read(kernel, at).ok()?))
+            let id = map.member("id").and_then(|id| id.u32()).ok()?;
+            Some((at, (id, Arena::read(kernel, at).ok()?)))
         })
         .collect()
 }

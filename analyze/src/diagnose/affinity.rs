@@ -1,0 +1,52 @@
+//! Tasks that may not run where their queue is served.
+//!
+//! A task that is bound to some of the CPUs waits in a queue that others leave: whoever takes
+//! from the queue passes it over, because it may not run there.
+
+use super::{Case, Confidence, Draft, name, realtime, waited};
+
+pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
+    let online = case.online();
+    case.starved()
+        .filter_map(|(index, task)| {
+            let cpus = case.may_use(task)?;
+            if cpus.is_empty() || cpus.len() >= online {
+                return None;
+            }
+            let kva = task.dsq_kva?;
+            let mut dsqs = case.report.dsqs.iter().enumerate();
+            let (at, dsq) = dsqs.find(|(_, dsq)| dsq.dsq_kva == kva && dsq.origin == "user")?;
+            // Others have left since: some task with a wider mask in the queue is younger.
+            let served = dsq.seq != dsq.nr;
+            let younger = dsq.tasks.iter().any(|other| {
+                other.task_kva != task.kva
+                    && other.runnable_age_jiffies.is_some_and(|age| age < task.runnable_age_jiffies / 2)
+            });
+            if !served || !(younger || dsq.nr == 1) {
+                return None;
+            }
+            // Where other classes have its CPUs, another rule tells.
+            if realtime::hogs(case, task).is_some() {
+                return None;
+            }
+            let (task_at, info) = case.task(task)?;
+            let allowed = info.cpus_allowed.as_deref()?;
+            Some(
+                Draft::new(
+                    Confidence::Likely,
+                    format!(
+                        "{} may only run on CPU {allowed}, and others left DSQ {} while it waited {}: the CPUs that take from this queue are not those that it may use",
+                        name(task),
+                        dsq.id,
+                        waited(task.runnable_age_ms)
+                    ),
+                )
+                .advice("queue such tasks per CPU, or let every CPU take from this queue")
+                .rests_on(format_args!("tasks/{task_at}/cpus_allowed"), allowed)
+                .rests_on(format_args!("dsqs/{at}/seq"), dsq.seq)
+                .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms)
+            )
+        })
+        .take(1)
+        .collect()
+}
