@@ -35,6 +35,13 @@ KEPT = (
     ("stop/bpftool/map_show.json", ""),
     ("stop/raw/*", "raw"),
     ("zoo/[!b]*.txt", "zoo"),
+    ("after/dmesg", "after"),
+    *(
+        (f"{stage}/{kept}", stage)
+        for stage in ("stop", "after")
+        for kept in ("proc/pressure/cpu", "proc/pressure/io", "proc/pressure/memory", "proc/interrupts",
+                     "proc/schedstat", "sys/devices/system/node/node0/numastat")
+    ),
 )
 
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use rayon::prelude::*;
 use scx_postmortem_format::report::reasons;
 use scx_postmortem_format::report::{
-    EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, KernelInfo, PostmortemReport,
-    Provenance, SchedulerInfo, ScxSchedState, StarvedTask, Unavailable, UnavailableCode,
-    VcpuRegSnapshot,
+    EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo, LogRecord,
+    PerCpuTimeStats, PerNodeNumaStats, PostmortemReport, Provenance, SchedStats, SchedulerInfo,
+    ScxSchedState, StarvedTask, Unavailable, UnavailableCode, VcpuRegSnapshot,
 };
 
 use crate::addr::Kva;
@@ -26,7 +26,9 @@ use crate::walk::dsq::{self, Dsq};
 use crate::walk::rq::{self, CpuRq};
 use crate::walk::sched::{self, Schedulers};
 use crate::walk::tasks::{self, Tasks};
-use crate::walk::{Limits, Remarks, cputime, events, exit_info, stacks};
+use crate::walk::{
+    Limits, Remarks, cputime, events, exit_info, irqs, numa, printk, psi, schedstat, stacks,
+};
 
 /// What to do beyond the defaults.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,47 +67,49 @@ pub fn analyze_timed(
     let btfs = Btfs::new(kernel);
 
     // Each closure has remarks of its own; they are put together below, in this order.
-    let (((rqs, r0), ((dsqs, r1), (casts, r6, maps, r4))), (((time, r2), (state, r3)), (bpf, r5))) =
-        rayon::join(
-            || {
-                rayon::join(
-                    || timed("run queues", |r| run_queues(kernel, &tasks, limits, r)),
-                    || {
-                        rayon::join(
-                            || {
-                                timed("dispatch queues", |r| {
-                                    dsq::read_all(kernel, &scheds.all, &tasks, limits, r)
-                                })
-                            },
-                            || {
-                                let (casts, r6) = timed("recovered pointers", |r| {
-                                    recovered(kernel, &btfs, options, r)
-                                });
-                                let (maps, r4) =
-                                    timed("maps", |r| maps::read(kernel, &btfs, &casts, limits, r));
-                                (casts, r6, maps, r4)
-                            },
-                        )
-                    },
-                )
-            },
-            || {
-                let uptime_ns = clock::uptime_ns(kernel).ok();
-                rayon::join(
-                    || {
-                        rayon::join(
-                            || timed("CPU time", |r| cputime::read(kernel, r)),
-                            || timed("scheduler", |r| scheduler_part(&scheds, clock.as_ref(), r)),
-                        )
-                    },
-                    || {
-                        timed("programs and links", |r| {
-                            bpf::Objects::read(kernel, &btfs, &scheds, uptime_ns, limits, r)
-                        })
-                    },
-                )
-            },
-        );
+    let (
+        ((rqs, r0), ((dsqs, r1), (casts, r6, maps, r4))),
+        (((kernel_side, r2), (state, r3)), (bpf, r5)),
+    ) = rayon::join(
+        || {
+            rayon::join(
+                || timed("run queues", |r| run_queues(kernel, &tasks, limits, r)),
+                || {
+                    rayon::join(
+                        || {
+                            timed("dispatch queues", |r| {
+                                dsq::read_all(kernel, &scheds.all, &tasks, limits, r)
+                            })
+                        },
+                        || {
+                            let (casts, r6) = timed("recovered pointers", |r| {
+                                recovered(kernel, &btfs, options, r)
+                            });
+                            let (maps, r4) =
+                                timed("maps", |r| maps::read(kernel, &btfs, &casts, limits, r));
+                            (casts, r6, maps, r4)
+                        },
+                    )
+                },
+            )
+        },
+        || {
+            let uptime_ns = clock::uptime_ns(kernel).ok();
+            rayon::join(
+                || {
+                    rayon::join(
+                        || with_remarks(|r| KernelSide::read(kernel, limits, r)),
+                        || timed("scheduler", |r| scheduler_part(&scheds, clock.as_ref(), r)),
+                    )
+                },
+                || {
+                    timed("programs and links", |r| {
+                        bpf::Objects::read(kernel, &btfs, &scheds, uptime_ns, limits, r)
+                    })
+                },
+            )
+        },
+    );
     for part in [r0, r1, r2, r3, r6, r4, r5] {
         remarks.absorb(part);
     }
@@ -136,7 +140,9 @@ pub fn analyze_timed(
         scx_static_ranges: maps.heap.statics,
         sdt_alloc_unavailable: maps.heap.unavailable.map(str::to_owned),
         vcpu_regs: vcpu_regs(kernel, &mut remarks),
-        per_cpu_time: time,
+        per_cpu_time: kernel_side.time,
+        cgroup_psi: kernel_side.psi.leaves,
+        per_node_numa: kernel_side.numa,
         task_enrichments_unavailable: enriched
             .is_empty()
             .then(|| reasons::REASON_TASK_WALKER_ZERO_TASKS.to_owned()),
@@ -151,8 +157,10 @@ pub fn analyze_timed(
     } else if kernel.symbol("scx_root").is_err() {
         report.scx_walker_unavailable = Some(GLOBALS.to_owned());
     }
-    // Not walked yet: say so in the words of the format, and plainly in ours.
-    report.per_node_numa_unavailable = Some(reasons::REASON_NO_NUMA_WALKER.to_owned());
+    if report.per_node_numa.is_empty() {
+        let ours = (remarks.unavailable.iter()).find(|missing| missing.section == "per_node_numa");
+        report.per_node_numa_unavailable = ours.map(|missing| missing.reason.clone());
+    }
 
     let mut own = PostmortemReport {
         input: Some(input_info(kernel)),
@@ -167,6 +175,10 @@ pub fn analyze_timed(
         arenas: maps.heap.arenas,
         allocators: maps.heap.infos,
         recovered_pointers: casts.report,
+        psi: kernel_side.psi.info,
+        irqs: kernel_side.irqs,
+        schedstats: kernel_side.schedstats,
+        kernel_log: kernel_side.log,
         ..PostmortemReport::new(concat!("scx-postmortem ", env!("CARGO_PKG_VERSION")))
     };
     report.scx_sched_state = state.state;
@@ -214,12 +226,6 @@ pub fn analyze_timed(
             reason: "the file also holds an image from before the failure, which this version of the analyzer does not compare with this one yet".to_owned(),
         });
     }
-    own.unavailable
-        .extend(NOT_WALKED.iter().map(|&(section, what)| Unavailable {
-            section: section.to_owned(),
-            code: UnavailableCode::NotRead,
-            reason: format!("this version of the analyzer does not read {what} yet"),
-        }));
     own.anomalies = remarks.anomalies;
     own.limits = remarks.limits;
     own.warnings.clone_from(&kernel.image.warnings);
@@ -245,12 +251,6 @@ const GLOBALS: &str = "this kernel keeps its scheduler in globals (before 6.16),
 
 /// The section of the vCPUs' registers. A file can be whole without them.
 pub const VCPU_REGS: &str = "vcpu_regs";
-
-/// Sections of the format that no walker fills yet.
-const NOT_WALKED: [(&str, &str); 2] = [
-    ("cgroup_psi", "pressure stall information"),
-    ("per_node_numa", "NUMA counters"),
-];
 
 /// Puts the BPF objects into both parts of the report.
 fn add_bpf(
@@ -344,6 +344,48 @@ fn run_queues(
         found.extend(remarks.ok("rq_scx_states", rq));
     }
     found
+}
+
+/// What the kernel itself counts and says, whoever schedules.
+struct KernelSide {
+    time: Vec<PerCpuTimeStats>,
+    psi: psi::Psi,
+    numa: Vec<PerNodeNumaStats>,
+    irqs: Vec<IrqCount>,
+    schedstats: Option<SchedStats>,
+    log: Vec<LogRecord>,
+}
+
+impl KernelSide {
+    fn read(kernel: &Kernel, limits: &Limits, remarks: &mut Remarks) -> Self {
+        // Small parts, and one of some hundred records: no more than two go on at the same time.
+        let ((time, psi, numa, r0), (irqs, schedstats, log, r1)) = rayon::join(
+            || {
+                let mut r = Remarks::default();
+                let time = r.timed("CPU time", |r| cputime::read(kernel, r));
+                let psi = r.timed("pressure", |r| psi::read(kernel, limits, r));
+                let numa = r.timed("NUMA counters", |r| numa::read(kernel, r));
+                (time, psi, numa, r)
+            },
+            || {
+                let mut r = Remarks::default();
+                let irqs = r.timed("interrupts", |r| irqs::read(kernel, r));
+                let schedstats = r.timed("schedstats", |r| schedstat::read(kernel, r));
+                let log = r.timed("kernel log", |r| printk::read(kernel, limits, r));
+                (irqs, schedstats, log, r)
+            },
+        );
+        remarks.absorb(r0);
+        remarks.absorb(r1);
+        Self {
+            time,
+            psi,
+            numa,
+            irqs,
+            schedstats,
+            log,
+        }
+    }
 }
 
 /// What comes from the scheduler object.

@@ -370,6 +370,30 @@ static void put_tree(const char *top)
 	closedir(dir);
 }
 
+/* The pressure files of every cgroup; reading one brings its averages up to date. */
+static void put_pressure(const char *top)
+{
+	DIR *dir = opendir(top);
+	struct dirent *entry;
+	char path[512];
+	struct stat st;
+
+	if (!dir)
+		return;
+	while ((entry = readdir(dir))) {
+		size_t length = strlen(entry->d_name);
+
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", top, entry->d_name);
+		if (length > 9 && !strcmp(entry->d_name + length - 9, ".pressure"))
+			put_file(path);
+		else if (!lstat(path, &st) && S_ISDIR(st.st_mode))
+			put_pressure(path);
+	}
+	closedir(dir);
+}
+
 static int snap(const char *path)
 {
 	static const char *const of_thread[] = { "stat",   "schedstat", "sched", "status",
@@ -417,6 +441,7 @@ static int snap(const char *path)
 	}
 	closedir(proc);
 	put_tree("/sys/kernel/sched_ext");
+	put_pressure("/sys/fs/cgroup");
 	for (size_t i = 0; i < sizeof(fast) / sizeof(*fast); i++)
 		put("/proc/%s", fast[i]);
 	memset(content, 0, 1024);

@@ -99,6 +99,11 @@ class Comparison:
         self.kernel()
         self.vcpus()
         self.cpu_time()
+        self.psi()
+        self.numa()
+        self.irqs()
+        self.schedstats()
+        self.kernel_log()
         self.task_records()
         self.run_queues()
         self.stacks()
@@ -155,6 +160,72 @@ class Comparison:
                 "per_cpu_time", f"cpu {cpu} iowait_sleeptime",
                 mine.get("iowait_sleeptime_ns"), row["iowait_sleeptime"],
             )
+
+    def psi_group(self, where, ours, theirs):
+        ours = ours or {}
+        self.tally.check("psi", f"{where} updated_ns", ours.get("updated_ns"), theirs["updated_ns"])
+        for name, (averages, total) in theirs["lines"].items():
+            resource, kind = name.split()
+            line = (ours.get("memory" if resource == "mem" else resource) or {}).get(kind)
+            if (where, name) == ("system", "cpu full"):
+                self.tally.check("psi", f"{where} {name}", line, None)
+                continue
+            line = line or {}
+            # LOAD_INT and LOAD_FRAC
+            shown = [f"{a >> 11}.{(a & 2047) * 100 >> 11:02d}" for a in averages]
+            mine = [line.get(span) for span in ("avg10", "avg60", "avg300")]
+            self.tally.check("psi", f"{where} {name} averages", mine, shown)
+            self.tally.check("psi", f"{where} {name} total", line.get("total_ns"), total)
+
+    def psi(self):
+        ours, theirs = self.own.get("psi") or {}, self.drgn["psi"]
+        if theirs is None:
+            self.tally.check("psi", "absent", ours, {})
+            return
+        self.psi_group("system", ours.get("system"), theirs["system"])
+        cgroups = {c["path"]: c for c in ours.get("cgroups") or []}
+        self.tally.check("psi", "order", list(cgroups), list(theirs["cgroups"]))
+        for path, mine, row in self.paired("psi", cgroups, theirs["cgroups"]):
+            self.tally.check("psi", f"{path} kva", hexa(mine["cgroup_kva"]), row["cgroup_kva"])
+            self.tally.check("psi", f"{path} serial_nr", mine.get("serial_nr"), row["serial_nr"])
+            self.psi_group(path, mine.get("pressure"), row)
+
+    def numa(self):
+        rows = {str(r["node"]): r for r in self.report.get("per_node_numa") or []}
+        for node, mine, row in self.paired("per_node_numa", rows, {str(k): v for k, v in self.drgn["numa"].items()}):
+            self.fields("per_node_numa", f"node {node}", mine, {name.lower(): count for name, count in row.items()})
+
+    def irqs(self):
+        rows = {r["irq"]: r for r in self.own.get("irqs") or [] if r["irq"].isdigit()}
+        for irq, mine, row in self.paired("irqs", rows, self.drgn["irqs"]):
+            parts = {int(cpu): count for cpu, count in row["per_cpu"].items()}
+            self.tally.check("irqs", f"{irq} per_cpu", {p["cpu"]: p["value"] for p in mine["per_cpu"]}, parts)
+            self.tally.check("irqs", f"{irq} total", mine["total"], sum(parts.values()))
+            self.tally.check("irqs", f"{irq} names", mine.get("names") or [], row["names"])
+            self.tally.check("irqs", f"{irq} chip", mine.get("chip"), row["chip"])
+            self.tally.check("irqs", f"{irq} hwirq", mine.get("hwirq"), row["hwirq"])
+
+    def schedstats(self):
+        ours, theirs = self.own.get("schedstats") or {}, self.drgn["schedstats"]
+        self.tally.check("schedstats", "counting", ours.get("counting"), theirs["counting"])
+        cpus = {str(c["cpu"]): c for c in ours.get("cpus") or []}
+        for cpu, mine, row in self.paired("schedstats", cpus, {str(k): v for k, v in theirs["cpus"].items()}):
+            self.fields("schedstats", f"cpu {cpu}", mine, row)
+
+    def kernel_log(self):
+        ours, theirs = self.own.get("kernel_log") or [], self.drgn["kernel_log"]
+        limits = {l["what"]: l for l in self.own.get("limits") or []}
+        shown = limits.get("kernel_log", {}).get("limit", len(theirs))
+        self.tally.check("kernel_log", "records", len(ours), min(shown, len(theirs)))
+        if "kernel_log" in limits:
+            self.tally.check("kernel_log", "actual", limits["kernel_log"].get("actual"), len(theirs))
+        for mine, record in zip(ours[::-1], theirs[::-1]):
+            where, record = f"record {record['seq']}", dict(record)
+            text, read = mine.get("text") or "", record.pop("text")
+            self.tally.allow("kernel_log", f"{where} text", text, read,
+                             "a record that begins anew at the ring's start: drgn 0.3.0 takes the 8 bytes of its id for text",
+                             len(text) > 8 and read.endswith(text[:-8]))
+            self.fields("kernel_log", where, {"device": "", "comm": "", **mine}, record)
 
     def task_records(self):
         # A kernel without sched_ext has no task records of either kind.

@@ -33,6 +33,16 @@ TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 # States of a task by number, include/linux/sched/ext.h; in 7.1 two were added and renumbered.
 STATES_OLD = ("NONE", "INIT", "READY", "ENABLED")
 STATES_NEW = ("NONE", "INIT_BEGIN", "INIT", "READY", "ENABLED", "DEAD")
+LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
+# Counters of a domain in /proc/schedstat, version 17 (kernel/sched/stats.c).
+DOMAIN_COUNTERS = [
+    f"{name}[{idle}]" for idle in ("__CPU_NOT_IDLE", "CPU_IDLE", "CPU_NEWLY_IDLE")
+    for name in ("lb_count", "lb_balanced", "lb_failed", "lb_imbalance_load", "lb_imbalance_util", "lb_imbalance_task",
+                 "lb_imbalance_misfit", "lb_gained", "lb_hot_gained", "lb_nobusyq", "lb_nobusyg")
+] + [
+    "alb_count", "alb_failed", "alb_pushed", "sbe_count", "sbe_balanced", "sbe_pushed", "sbf_count", "sbf_balanced",
+    "sbf_pushed", "ttwu_wake_remote", "ttwu_move_affine", "ttwu_move_balance",
+]
 OPS_STATES = ("NONE", "QUEUEING", "QUEUED", "DISPATCHING")
 # Between the kernel's line about a task and the core: the rest of the dump is written, then
 # the emulator stops the guest. 0 to 10 jiffies on an idle host, 100 on a busy one; but then all
@@ -43,6 +53,7 @@ MAX_SPREAD_JIFFIES = 50
 MOVED = "ran or was queued again after the kernel wrote its line: younger than in the dump, or off the list"
 LATER = f"the core is later than the kernel's line, by the same number of jiffies for all tasks (+-{MAX_SPREAD_JIFFIES})"
 GROWN = "a counter between its values before and after the core"
+AVERAGED = "the kernel averaged again after the saved state and before the core"
 
 
 def text(path):
@@ -253,6 +264,11 @@ class Comparison:
             self.starved()
         self.task_list()
         self.cpu_time()
+        self.pressure()
+        self.numa()
+        self.interrupts()
+        self.schedstats()
+        self.kernel_log()
         self.programs()
         self.links()
         self.callbacks()
@@ -684,6 +700,163 @@ class Comparison:
                         devices[1][column] + unlisted,
                         "a counter, and with interrupts that no driver handles any more")
         self.within(section, "irqs_sum of all CPUs", totals[0], sum(r["irqs_sum"] for r in rows.values()), totals[1])
+
+    # What the kernel counts and says by itself
+
+    def pressure(self):
+        section, psi = "psi", self.own.get("psi") or {}
+        for resource in ("cpu", "memory", "io"):
+            self.pressure_file(section, f"system {resource}", psi.get("system"), resource, f"proc/pressure/{resource}")
+        # Guests of older recipes did not save those of cgroups.
+        top = self.before.path / "sys/fs/cgroup"
+        if not top.is_dir():
+            return
+        theirs = {"/" + str(path.parent.relative_to(top)) for path in top.rglob("cpu.pressure")} - {"/."}
+        ours = {row["path"]: row for row in psi.get("cgroups") or []}
+        self.tally.check(section, "cgroups", sorted(ours), sorted(theirs))
+        for path in sorted(set(ours) & theirs):
+            for resource in ("cpu", "memory", "io"):
+                self.pressure_file(section, f"{path} {resource}", ours[path].get("pressure"), resource,
+                                   f"sys/fs/cgroup{path}/{resource}.pressure")
+
+    def pressure_file(self, section, where, group, resource, name):
+        low, high = (self.pressure_lines(stage.read(name)) for stage in (self.before, self.after))
+        # psi uses the clock of the kernel log.
+        saved = self.before.uptime_of_mark(self.before.path.name)
+        again = saved is not None and (group or {}).get("updated_ns", 0) / 1e9 > saved
+        for kind, (averages, total) in low.items():
+            if where == "system cpu" and kind == "full":
+                self.tally.check(section, f"{where} {kind}", (group or {}).get(resource, {}).get(kind), None)
+                continue
+            line = ((group or {}).get(resource) or {}).get(kind) or {}
+            ours = [line.get(span) for span in ("avg10", "avg60", "avg300")]
+            self.tally.allow(section, f"{where} {kind} averages", ours, averages, AVERAGED, again)
+            end = high[kind][1] if kind in high else float("inf")
+            self.within(section, f"{where} {kind} total", total, line.get("total_ns", -1000) // 1000, end)
+
+    @staticmethod
+    def pressure_lines(content):
+        lines = {}
+        for line in (content or "").splitlines():
+            kind, *pairs = line.split()
+            values = dict(pair.split("=") for pair in pairs)
+            lines[kind] = [values[span] for span in ("avg10", "avg60", "avg300")], int(values["total"])
+        return lines
+
+    def numa(self):
+        section = "per_node_numa"
+        names = {"numa_hit": "numa_hit", "numa_miss": "numa_miss", "numa_foreign": "numa_foreign",
+                 "interleave_hit": "numa_interleave_hit", "local_node": "numa_local", "other_node": "numa_other"}
+        rows = {row["node"]: row for row in self.report.get("per_node_numa") or []}
+        nodes = sorted(int(p.name[4:]) for p in (self.before.path / "sys/devices/system/node").glob("node[0-9]*"))
+        self.tally.check(section, "nodes", sorted(rows), nodes)
+        for node in sorted(set(rows) & set(nodes)):
+            low, high = (
+                dict(line.split() for line in (s.read(f"sys/devices/system/node/node{node}/numastat") or "").splitlines())
+                for s in (self.before, self.after)
+            )
+            for theirs, ours in names.items():
+                self.within(section, f"node {node} {ours}", int(low[theirs]), rows[node].get(ours),
+                            int(high.get(theirs, 1 << 64)))
+
+    def interrupts(self):
+        section = "irqs"
+        low, high = self.before.table("proc/interrupts"), self.after.table("proc/interrupts")
+        rows = {row["irq"]: row for row in self.own.get("irqs") or []}
+        text_of = lambda label: re.search(rf"^ *{label}:(.*)", self.before.read("proc/interrupts"), re.M)[1]
+        unlisted = 0
+        for label, row in rows.items():
+            if label not in low:
+                # free_irq(): only /proc/stat counts it still.
+                self.tally.check(section, f"{label} has no handler", row.get("names"), None)
+                unlisted += row["total"]
+                continue
+            for name in (row.get("names") or []) + [row[k] for k in ("chip",) if k in row]:
+                self.tally.check(section, f"{label} {name}", name in text_of(label), True)
+            if "hwirq" in row:
+                self.tally.check(section, f"{label} hwirq", str(row["hwirq"]),
+                                 re.search(r" (\d+)-\w+ ", text_of(label))[1])
+            self.tally.check(section, f"{label} total", row["total"], sum(p["value"] for p in row["per_cpu"]))
+        for label, counts in low.items():
+            parts = {part["cpu"]: part["value"] for part in rows.get(label, {}).get("per_cpu", [])}
+            for column, cpu in enumerate(sorted(self.before.stat)):
+                self.within(section, f"{label} cpu {cpu}", counts[column], parts.get(cpu, 0),
+                            high[label][column] if label in high else float("inf"))
+        bounds = []
+        for stage, table in ((self.before, low), (self.after, high)):
+            numbers = re.search(r"^intr \d+(.*)", stage.read("proc/stat") or "intr 0", re.M)[1].split()
+            bounds.append(sum(int(n) for i, n in enumerate(numbers) if str(i) not in table))
+        self.within(section, "those without a handler", bounds[0], unlisted, max(bounds))
+
+    def schedstats(self):
+        section, stats = "schedstats", self.own.get("schedstats") or {}
+        names = ("yld_count", None, "sched_count", "sched_goidle", "ttwu_count", "ttwu_local", "rq_cpu_time_ns",
+                 "run_delay_ns", "pcount")
+        lines = [[line.split() for line in (s.read("proc/schedstat") or "").splitlines()] for s in (self.before, self.after)]
+        if not lines[0]:
+            return
+        of_cpus = [{int(l[0][3:]): list(map(int, l[1:10])) for l in each if re.match(r"cpu\d", l[0])} for each in lines]
+        rows = {row["cpu"]: row for row in stats.get("cpus") or []}
+        self.tally.check(section, "CPUs", sorted(rows), sorted(of_cpus[0]))
+        for cpu in sorted(set(rows) & set(of_cpus[0])):
+            for i, name in enumerate(names):
+                if name:
+                    high = of_cpus[1][cpu][i] if cpu in of_cpus[1] else float("inf")
+                    self.within(section, f"cpu {cpu} {name}", of_cpus[0][cpu][i], rows[cpu].get(name), high)
+            # domainN NAME MASK …; no name before version 17, and the counters in another order.
+            named = lines[0][0] == ["version", "17"]
+            start = next(i for i, l in enumerate(lines[0]) if l[0] == f"cpu{cpu}")
+            theirs = []
+            for line, later in zip(lines[0][start + 1:], lines[1][start + 1:]):
+                if not line[0].startswith("domain"):
+                    break
+                line, later = (line[1:], later[1:]) if named else ([None] + line[1:], [None] + later[1:])
+                theirs.append((line[0], int(line[1].replace(",", ""), 16), line[2:], later[2:]))
+            ours = rows[cpu].get("domains") or []
+            self.tally.check(section, f"cpu {cpu} domains", [(d.get("name") if named else None, mask_of(d.get("span"))) for d in ours],
+                             [(name, span) for name, span, _, _ in theirs])
+            for mine, (name, _, low, high) in zip(ours, theirs):
+                counters = {c["name"]: c["value"] for c in mine.get("counters") or []}
+                if not named or len(low) != len(DOMAIN_COUNTERS):
+                    continue
+                self.tally.check(section, f"cpu {cpu} {name} counters", sorted(set(counters) - set(DOMAIN_COUNTERS)), [])
+                for counter, before, after in zip(DOMAIN_COUNTERS, map(int, low), map(int, high)):
+                    self.within(section, f"cpu {cpu} {name} {counter}", before, counters.get(counter, 0), after)
+
+    def kernel_log(self):
+        section = "kernel_log"
+        ours = [
+            f"[{r['ts_ns'] // 10**9:5d}.{r['ts_ns'] // 1000 % 10**6:06d}] {line}"
+            for r in self.own.get("kernel_log") or [] for line in r["text"].split("\n")
+        ]
+        before, after = ((s.read("dmesg") or "").rstrip("\n").split("\n") for s in (self.before, self.after))
+        if ours and ours[0] not in after and after[0] in ours:
+            # Lines with stamps do not all fit the buffer that dmesg(1) has for the ring's text.
+            ours = ours[ours.index(after[0]):]
+        if not ours or ours[0] not in after:
+            self.tally.problem(section, f"the first line is not in the guest's dmesg: {ours[:1]}")
+            return
+        rest = after[after.index(ours[0]):]
+        # Nothing that dmesg had before the core may be missing, nothing come that it never had.
+        last = len(ours) >= len(before) - before.index(ours[0]) if ours[0] in before else False
+        self.tally.check(section, "reaches the line before the core", last, True)
+        for i, line in enumerate(ours):
+            self.tally.check(section, f"line {i}", line, rest[i] if i < len(rest) else None)
+        for r in self.own["kernel_log"]:
+            self.tally.check(section, f"record {r['seq']} level", r["level_name"], LEVELS[r["level"]])
+        # /dev/kmsg: PRIORITY,SEQ,MICROSECONDS,FLAGS;TEXT, then lines with the device
+        if not self.after.read("kmsg"):
+            return
+        # The oldest may be gone by then.
+        kmsg = (self.before.read("kmsg") or "") + self.after.read("kmsg")
+        theirs = {}
+        for record in re.findall(r"^(\d+),(\d+),(\d+),[^;]*;(.*)\n((?: .*\n)*)", kmsg, re.M):
+            priority, seq, stamp, _, more = record
+            theirs[int(seq)] = (int(priority) & 7, int(priority) >> 3, int(stamp),
+                                " ".join(re.findall(r"^ (?:SUBSYSTEM|DEVICE)=(.*)", more, re.M)))
+        for r in self.own.get("kernel_log") or []:
+            ours = (r["level"], r["facility"], r["ts_ns"] // 1000, r.get("device", ""))
+            self.tally.check(section, f"record {r['seq']}", ours, theirs.get(r["seq"]))
 
     # BPF, as bpftool lists it
 

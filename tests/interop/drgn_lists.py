@@ -25,10 +25,16 @@ import btf_types
 import drgn
 from drgn import FaultError, Object, Program, cast, container_of, sizeof
 from drgn.helpers.linux.bpf import bpf_map_for_each
-from drgn.helpers.linux.cpumask import cpumask_to_cpulist, for_each_possible_cpu
+from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
+from drgn.helpers.linux.cpumask import cpumask_to_cpulist, for_each_cpu, for_each_possible_cpu
+from drgn.helpers.linux.irq import (
+    for_each_irq_desc, irq_desc_action_names, irq_desc_chip_name, irq_desc_kstat_cpu,
+)
 from drgn.helpers.linux.list import list_for_each, list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu, per_cpu_ptr
 from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.nodemask import for_each_online_node
+from drgn.helpers.linux.printk import get_printk_records
 from drgn.helpers.linux.sched import task_cpu, task_state_to_char
 from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns
 
@@ -56,6 +62,7 @@ GLOBALS = {
     "__cpu_possible_mask": "struct cpumask",
     "__per_cpu_offset": lambda prog: prog.array_type(prog.type(ULONG), 8192),
     "bpf_kallsyms": "struct list_head",
+    "cgrp_dfl_root": "struct cgroup_root",
     "clocksource_jiffies": "struct clocksource",
     "dl_sched_class": "struct sched_class",
     "ext_sched_class": "struct sched_class",
@@ -68,12 +75,17 @@ GLOBALS = {
     "linux_banner": array("char"),
     "map_idr": "struct idr",
     "nr_cpu_ids": "unsigned int",
+    "node_data": lambda prog: prog.array_type(prog.pointer_type(prog.type("struct pglist_data")), 1024),
+    "node_states": lambda prog: prog.array_type(prog.type("nodemask_t"), 6),
     "nr_node_ids": "unsigned int",
     "page_offset_base": ULONG,
     "phys_base": ULONG,
     "pgdir_shift": "unsigned int",
+    "prb": "struct printk_ringbuffer *",
+    "psi_system": "struct psi_group",
     "rt_sched_class": "struct sched_class",
     "saved_command_line": CHARS,
+    "sched_schedstats": "struct static_key_false",
     "scx_aborting": "bool",
     "scx_bypass_depth": "int",
     "scx_enable_seq": "atomic_long_t",
@@ -87,6 +99,7 @@ GLOBALS = {
     "scx_tasks": "struct list_head",
     "scx_watchdog_timeout": ULONG,
     "scx_watchdog_timestamp": ULONG,
+    "sparse_irqs": "struct maple_tree",
     "stop_sched_class": "struct sched_class",
     "timekeeper_data": lambda prog: prog.array_type(prog.type("struct tk_data"), 1),
     "tk_core": tk_core,
@@ -664,6 +677,102 @@ class Reader:
             out.append([pc, self.names_at(pc if frame.interrupted else pc - 1)])
         return out
 
+    # What the kernel counts and says by itself
+
+    def psi_group(self, group):
+        """avg_last_update, and of each resource and kind (three averages, total in ns)."""
+        states, flat = self.enum("psi_states"), lambda array: list(numbers(array))
+        avg, total, lines = flat(group.avg), flat(group.total), {}
+        for name, state in states.items():
+            match = re.fullmatch(r"PSI_(\w+)_(SOME|FULL)", name)
+            if match:
+                # PSI_AVGS is the first of the aggregators.
+                lines[f"{match[1]} {match[2]}".lower()] = [avg[3 * state : 3 * state + 3], total[state]]
+        return {"updated_ns": group.avg_last_update.value_(), "lines": lines}
+
+    def psi(self):
+        if not self.symbol("psi_system"):
+            return None
+        root = self.prog["cgrp_dfl_root"].cgrp
+        cgroups = {}
+        for css in css_for_each_descendant_pre(root.self.address_of_()):
+            cgroup = container_of(css, "struct cgroup", "self")
+            # CSS_ONLINE: not removed; the root has psi_system.
+            if css.flags.value_() & 2 and cgroup.value_() != root.address_:
+                cgroups[cgroup_path(cgroup).decode()] = {
+                    "cgroup_kva": cgroup.value_(), "serial_nr": css.serial_nr.value_(), **self.psi_group(cgroup.psi),
+                }
+        return {"system": self.psi_group(self.prog["psi_system"]), "cgroups": cgroups}
+
+    def numa(self):
+        items = {name: i for name, i in self.enum("numa_stat_item").items() if not name.startswith("NR_")}
+        nodes = {}
+        for node in for_each_online_node(self.prog):
+            sums = dict.fromkeys(items, 0)
+            for zone in self.prog["node_data"][node].node_zones:
+                for name, i in items.items():
+                    sums[name] += zone.vm_numa_event[i].counter.value_()
+                    if zone.present_pages.value_():
+                        for cpu in self.cpus:
+                            sums[name] += per_cpu_ptr(zone.per_cpu_zonestats, cpu).vm_numa_event[i].value_()
+            nodes[node] = sums
+        return nodes
+
+    def irqs(self):
+        rows = {}
+        for irq, desc in for_each_irq_desc(self.prog):
+            counts = {cpu: irq_desc_kstat_cpu(desc, cpu) for cpu in self.cpus} if desc.kstat_irqs else {}
+            if any(counts.values()):
+                chip = irq_desc_chip_name(desc)
+                rows[str(irq)] = {
+                    "names": [name.decode() for name in irq_desc_action_names(desc)],
+                    "chip": chip and chip.decode(),
+                    "hwirq": desc.irq_data.hwirq.value_() if desc.irq_data.domain else None,
+                    "per_cpu": {cpu: count for cpu, count in counts.items() if count},
+                }
+        return rows
+
+    def schedstats(self):
+        names = {
+            "yld_count": "yld_count", "sched_count": "sched_count", "sched_goidle": "sched_goidle",
+            "ttwu_count": "ttwu_count", "ttwu_local": "ttwu_local", "rq_cpu_time": "rq_cpu_time_ns",
+            "rq_sched_info.run_delay": "run_delay_ns", "rq_sched_info.pcount": "pcount",
+        }
+        key = self.global_("sched_schedstats")
+        return {
+            "counting": bool(key.key.enabled.counter.value_()) if key is not None else None,
+            "cpus": {
+                cpu: {ours: value(per_cpu(self.prog["runqueues"], cpu), path) for path, ours in names.items()}
+                for cpu in for_each_cpu(self.prog["__cpu_online_mask"])
+            },
+        }
+
+    def kernel_log(self):
+        ring, comms = self.prog["prb"].desc_ring, {}
+        if has(ring.infos, "comm"):
+            infos = (ring.infos[i] for i in range(1 << ring.count_bits.value_()))
+            # One that was never used has number 0 and no name.
+            comms = {info.seq.value_(): text(info.comm) for info in infos if info.comm[0].value_()}
+        return [
+            {
+                "comm": comms.get(r.seq, ""),
+                "seq": r.seq, "ts_ns": r.timestamp, "level": r.level, "facility": r.facility,
+                "caller": f"C{r.caller_cpu}" if r.caller_tid is None else f"T{r.caller_tid}",
+                "text": r.text.decode("utf-8", "replace"),
+                "device": " ".join(value.decode() for value in r.context.values()),
+            }
+            for r in get_printk_records(self.prog)
+        ]
+
+
+def numbers(array):
+    """The integers of an array, or of arrays in it: BTF has them flattened, DWARF has not."""
+    for element in array:
+        if element.type_.kind == drgn.TypeKind.ARRAY:
+            yield from numbers(element)
+        else:
+            yield element.value_()
+
 
 def read(path, vmlinux=None):
     prog, notes, source = open_core(path, vmlinux)
@@ -693,6 +802,11 @@ def read(path, vmlinux=None):
         "scx_tasks_order": [t.value_() for t in scx_order],
         "tasks": [reader.task(t) for t in scx_order + others],
         "cpu_time": reader.cpu_time(),
+        "psi": reader.psi(),
+        "numa": reader.numa(),
+        "irqs": reader.irqs(),
+        "schedstats": reader.schedstats(),
+        "kernel_log": reader.kernel_log(),
         **({"stacks": stacks} if stacks else {}),
     }
 

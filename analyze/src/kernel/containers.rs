@@ -1,5 +1,5 @@
 //! The kernel's containers: `list_head`, `hlist`, `hlist_nulls`, `llist`, `rb_root`, `idr` /
-//! `xarray`, `rhashtable`.
+//! `xarray`, `rhashtable`, `maple_tree`.
 //!
 //! Each walk is bounded, notices cycles, and keeps what it found when it has to stop: a torn
 //! list shortens a report, it never ends it. Node addresses are returned; `container_of` is the
@@ -20,6 +20,8 @@ const MAX_XA_DEPTH: usize = 11;
 const MAX_BUCKETS: u64 = 1 << 16;
 /// Nodes of an xarray that a walk enters.
 const MAX_XA_NODES: usize = 1 << 16;
+/// Nodes of a maple tree that a walk enters: each has 10 slots or more.
+const MAX_MAPLE_NODES: usize = 1 << 16;
 
 /// How a walk ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +98,13 @@ struct XaWalk {
     entered: HashSet<Kva>,
     items: Vec<(u64, Kva)>,
     problem: Option<WalkEnd>,
+}
+
+/// A kind of maple node: where its pivots and slots are, and how many slots it has.
+struct MapleNode {
+    pivots: u64,
+    slots: u64,
+    count: u64,
 }
 
 impl Kernel {
@@ -389,5 +398,130 @@ impl Kernel {
             size >>= SHIFT;
         }
         Ok(None)
+    }
+
+    /// The entries of a `struct maple_tree`: the first index of each entry's range, and its
+    /// pointer, ascending (`mas_for_each()`, lib/maple_tree.c).
+    ///
+    /// # Errors
+    /// When this kernel's maple tree does not look like one.
+    pub fn maple_tree(&self, tree: &Object<'_>, limit: usize) -> Result<Walk<(u64, Kva)>> {
+        // The low byte of a pointer to a node holds its type and marks (`mte_node_type()`).
+        const NODE_MASK: u64 = 0xff;
+        let kind = |name: &str| self.btf.enumerator("enum maple_type", name);
+        let (leaf, range) = (kind("maple_leaf_64")?, kind("maple_range_64")?);
+        let arange = kind("maple_arange_64")?;
+        let range_node = self.maple_node("struct maple_range_64")?;
+        let arange_node = self.maple_node("struct maple_arange_64")?;
+        let is_node = |entry: Kva| entry.0 & 3 == 2 && entry.0 > 4096;
+
+        let root = tree.member("ma_root")?.ptr()?;
+        if !is_node(root) {
+            // One entry, at index 0.
+            let alone = !root.is_null() && root.0 & 3 == 0;
+            return Ok(Walk::done(if alone { vec![(0, root)] } else { Vec::new() }));
+        }
+        let mut items = Vec::new();
+        let mut end = WalkEnd::Complete;
+        let mut entered = HashSet::new();
+        let mut stack = vec![(root, 0u64, u64::MAX)];
+        while let Some((entry, min, max)) = stack.pop() {
+            let node = Kva(entry.0 & !NODE_MASK);
+            let ty = i64::try_from(entry.0 >> 3 & 0xf).unwrap_or(0);
+            let is_leaf = ty == leaf;
+            let layout = if is_leaf || ty == range {
+                &range_node
+            } else if ty == arange {
+                &arange_node
+            } else {
+                end = WalkEnd::Broken(
+                    node,
+                    Error::Implausible {
+                        what: "the type of a maple node".into(),
+                        found: ty.to_string(),
+                        why: "a leaf, a range or a range with gaps",
+                    },
+                );
+                continue;
+            };
+            if entered.len() >= MAX_MAPLE_NODES || !entered.insert(node) {
+                end = WalkEnd::Cycle(node);
+                break;
+            }
+            let words = |at: u64, count: u64| self.read_bytes(node.add(at), count * 8);
+            let slots = match words(layout.slots, layout.count) {
+                Ok(slots) => slots,
+                Err(error) => {
+                    end = WalkEnd::Broken(node, error);
+                    continue;
+                }
+            };
+            // The last slot has no pivot: it reaches to the node's end.
+            let pivots = match words(layout.pivots, layout.count - 1) {
+                Ok(pivots) => pivots,
+                Err(error) => {
+                    end = WalkEnd::Broken(node, error);
+                    continue;
+                }
+            };
+            let mut pivots = pivots.as_chunks::<8>().0.iter();
+            let mut children = Vec::new();
+            let mut first = min;
+            for (slot, raw) in (0u64..).zip(slots.as_chunks::<8>().0) {
+                let child = Kva(u64::from_le_bytes(*raw));
+                let pivot = pivots.next().map(|pivot| u64::from_le_bytes(*pivot));
+                // A pivot of 0 behind the first slot: this one is the last in use.
+                let last = pivot
+                    .filter(|&pivot| slot == 0 || pivot != 0)
+                    .unwrap_or(max);
+                if last < first || last > max {
+                    let error = Error::Implausible {
+                        what: "a pivot of a maple node".into(),
+                        found: last.to_string(),
+                        why: "ascending, within the node's range",
+                    };
+                    end = WalkEnd::Broken(node, error);
+                    break;
+                }
+                if is_leaf {
+                    // Not null, and no internal marker.
+                    if !child.is_null() && child.0 & 3 == 0 {
+                        if items.len() >= limit {
+                            return Ok(Walk {
+                                items,
+                                end: WalkEnd::Limit(limit),
+                            });
+                        }
+                        items.push((first, child));
+                    }
+                } else if !child.is_null() {
+                    children.push((child, first, last));
+                }
+                if last == max {
+                    break;
+                }
+                first = last.wrapping_add(1);
+            }
+            stack.extend(children.into_iter().rev());
+        }
+        Ok(Walk { items, end })
+    }
+
+    fn maple_node(&self, name: &str) -> Result<MapleNode> {
+        let ty = self.btf.find(name)?;
+        let slots = self.field(ty, "slot")?;
+        let count = self.btf.array(slots.ty).map(|array| array.len);
+        match count {
+            Some(count @ 2..=64) => Ok(MapleNode {
+                pivots: self.field(ty, "pivot")?.offset,
+                slots: slots.offset,
+                count: u64::from(count),
+            }),
+            _ => Err(Error::WrongType {
+                what: format!("{name}.slot"),
+                expected: "an array of 2 to 64 slots",
+                found: self.btf.describe(slots.ty),
+            }),
+        }
     }
 }

@@ -12,8 +12,13 @@ pub mod cputime;
 pub mod dsq;
 pub mod events;
 pub mod exit_info;
+pub mod irqs;
+pub mod numa;
+pub mod printk;
+pub mod psi;
 pub mod rq;
 pub mod sched;
+pub mod schedstat;
 pub mod stacks;
 pub mod tasks;
 
@@ -24,7 +29,7 @@ use scx_postmortem_format::report::{Anomaly, Hex, LimitReached, Unavailable};
 use crate::addr::Kva;
 use crate::bytes::to_u64;
 use crate::error::{Error, Result};
-use crate::kernel::WalkEnd;
+use crate::kernel::{Kernel, WalkEnd};
 use crate::object::Object;
 
 /// Entries of all run queues, or of all DSQs, together.
@@ -51,6 +56,10 @@ pub struct Limits {
     pub programs: usize,
     /// BPF links, and the functions of one link.
     pub links: usize,
+    /// Cgroups.
+    pub cgroups: usize,
+    /// Records of the kernel's log, the last ones.
+    pub log: usize,
     /// Frames of one stack.
     pub frames: usize,
 }
@@ -66,6 +75,8 @@ impl Default for Limits {
             pages: 1024,
             programs: 16_384,
             links: 16_384,
+            cgroups: 4096,
+            log: 200,
             frames: 128,
         }
     }
@@ -96,6 +107,8 @@ impl Limits {
             pages: self.pages.max(n),
             programs: self.programs.max(n),
             links: self.links.max(n),
+            cgroups: self.cgroups.max(n),
+            log: self.log.max(n),
             frames: self.frames.max(n),
         }
     }
@@ -273,6 +286,14 @@ impl<'r, 'k> Members<'r, 'k> {
     pub(super) fn i32(&mut self, path: &'static str) -> Option<i32> {
         self.get(path, |m| m.i32())
     }
+}
+
+/// Whether a static key is on (`static_key_enabled()`). The branch itself is in the kernel's code;
+/// its count is a variable.
+fn static_key(kernel: &Kernel, symbol: &str) -> Result<bool> {
+    // static_key_true and static_key_false have the same layout.
+    let key = kernel.global(symbol, "struct static_key_false")?;
+    key.member("key.enabled")?.bool()
 }
 
 /// A member that the format requires may be missing in a kernel, which leaves a remark; when it

@@ -72,7 +72,8 @@ pub struct CgroupPsiStat {
     pub serial_nr: u64,
 }
 
-/// NUMA allocation counters of one node since boot: `zone.vm_numa_event`, summed over its zones.
+/// NUMA allocation counters of one node since boot: `zone.vm_numa_event`, summed over its zones,
+/// with what CPUs have not folded into it yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PerNodeNumaStats {
     /// The node.

@@ -20,6 +20,7 @@ mod cpu;
 mod dump;
 mod findings;
 mod hex;
+mod kernel_side;
 pub mod limits;
 mod map;
 mod omit;
@@ -51,6 +52,7 @@ pub use dump::{
 };
 pub use findings::{Finding, FindingEvidence};
 pub use hex::{Hex, hex_bytes, hex_string};
+pub use kernel_side::*;
 pub use map::{
     FailureDumpArrayEntry, FailureDumpEntry, FailureDumpFdArray, FailureDumpMap,
     FailureDumpPercpuEntry, FailureDumpPercpuHashEntry, FailureDumpRingbuf, FailureDumpStackTrace,

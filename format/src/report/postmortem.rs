@@ -10,6 +10,7 @@ use super::bpf_maps::{AllocatorInfo, ArenaInfo, Callback, MapInfo};
 use super::bpf_objects::{ActiveInfo, LinkInfo, MapRef, ProgramInfo};
 use super::findings::Finding;
 use super::hex::Hex;
+use super::kernel_side::{IrqCount, LogRecord, PressureInfo, SchedStats};
 use super::omit::is_false;
 use super::recovered::RecoveredPointers;
 
@@ -90,6 +91,18 @@ pub struct PostmortemReport {
     /// looked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovered_pointers: Option<RecoveredPointers>,
+    /// Pressure stall information.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub psi: Option<PressureInfo>,
+    /// Interrupts that came at least once: by number, then those of the architecture.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub irqs: Vec<IrqCount>,
+    /// Statistics of the run queues. Absent in kernels that keep none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedstats: Option<SchedStats>,
+    /// The kernel's log, the oldest record first: its end, as far as the limit reaches.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernel_log: Vec<LogRecord>,
     /// Sections that are missing, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unavailable: Vec<Unavailable>,

@@ -10,6 +10,7 @@
 mod bpf_maps;
 mod bpf_objects;
 mod escape;
+mod kernel_side;
 mod map;
 mod postmortem;
 mod report;
@@ -38,7 +39,8 @@ pub fn brief_report(report: &FailureDumpReportAny) -> String {
 }
 
 /// The whole text of a report: what the analysis found (`postmortem`, of the early capture and of
-/// the late one where there are two), then the text of the shared format. It ends in a newline.
+/// the late one where there are two), then the text of the shared format, then the kernel's log.
+/// It ends in a newline.
 pub fn text_report(report: &FailureDumpReportAny) -> String {
     let mut text = String::new();
     let mut block = |title: &str, report: &FailureDumpReport| {
@@ -68,6 +70,16 @@ pub fn text_report(report: &FailureDumpReportAny) -> String {
     let _ = write!(text, "{report}");
     if !text.ends_with('\n') {
         text.push('\n');
+    }
+    // The late capture's log has what the early one's had.
+    let last = match report {
+        FailureDumpReportAny::Single(report) => report.postmortem.as_ref(),
+        FailureDumpReportAny::Dual(report) => report.late.postmortem.as_ref(),
+        FailureDumpReportAny::Degraded(_) => None,
+    };
+    if let Some(postmortem) = last.filter(|own| !own.kernel_log.is_empty()) {
+        text.push_str("\n=== kernel log ===\n\n");
+        text.push_str(&kernel_side::log(&postmortem.kernel_log));
     }
     text
 }

@@ -10,6 +10,7 @@ use super::super::postmortem::{
 use super::bpf_maps::{arenas, maps};
 use super::bpf_objects;
 use super::escape::Escaped;
+use super::kernel_side;
 use super::stacks::{frame_line, stacks};
 
 /// Rows shown of one table. The JSON has all.
@@ -50,6 +51,12 @@ impl fmt::Display for PostmortemReport {
             section("bpf links", Some(bpf_objects::links(&self.links))),
             section("maps", Some(maps(&self.maps))),
             section("arenas", Some(arenas(&self.arenas, &self.allocators))),
+            section("pressure", self.psi.as_ref().map(kernel_side::pressure)),
+            section("interrupts", Some(kernel_side::irqs(&self.irqs))),
+            section(
+                "scheduler statistics",
+                self.schedstats.as_ref().map(kernel_side::schedstats),
+            ),
             self.unavailable(),
             self.anomalies(),
             self.limits(),
