@@ -962,6 +962,7 @@ fn postmortem() -> PostmortemReport {
             memory_bytes: Some(512 << 20),
             vcpus: Some(2),
             trigger: Some("scx error exit".into()),
+            left_out: vec!["a page that no report reads".into()],
         }),
         kernel: Some(KernelInfo {
             release: Some("6.18.3".into()),
@@ -1106,6 +1107,7 @@ fn postmortem() -> PostmortemReport {
 const POSTMORTEM: &str = "scx-postmortem 0.1.0
 kernel: 6.18.3, x86_64, HZ 250, up 25.064 s
 input: capture, memory 512 MiB, vcpus 2, trigger scx error exit
+left out: a page that no report reads
 
 what happened:
   * it \\x1b[31mstalled
