@@ -1,4 +1,4 @@
-//! Where guest physical memory comes from: a capture, an ELF core, later a live mapping.
+//! Where guest physical memory comes from: a capture, an ELF core, a running guest.
 //!
 //! Everything above this layer sees [`PhysicalMemory`] and [`Image`] only.
 
@@ -72,6 +72,8 @@ pub enum ImageKind {
     Capture,
     /// A plain ELF core.
     ElfCore,
+    /// The memory of a guest that runs.
+    Live,
 }
 
 impl ImageKind {
@@ -81,6 +83,7 @@ impl ImageKind {
         match self {
             Self::Capture => "capture",
             Self::ElfCore => "elf-core",
+            Self::Live => "live",
         }
     }
 }
@@ -152,6 +155,26 @@ impl Image {
             return elf::open(bytes, &name);
         }
         capture::open(bytes, &name)
+    }
+
+    /// A guest that runs: its memory, and VMCOREINFO as it was found there. What is read can be
+    /// torn.
+    #[must_use]
+    pub fn live(memory: Box<dyn PhysicalMemory>, vmcoreinfo: Vec<u8>) -> Self {
+        Self {
+            kind: ImageKind::Live,
+            memory,
+            vcpus: Vec::new(),
+            missing: Vec::new(),
+            register_notes: Vec::new(),
+            vmcoreinfo: Some(vmcoreinfo),
+            btf: None,
+            early: false,
+            manifest: None,
+            left_out: Vec::new(),
+            trigger: None,
+            warnings: Vec::new(),
+        }
     }
 
     /// Bytes of guest memory that the image holds.

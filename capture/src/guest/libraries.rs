@@ -1,0 +1,171 @@
+//! The shared libraries that a program needs, found as the dynamic loader finds them.
+//!
+//! Order of ld.so(8): `DT_RPATH` where there is no `DT_RUNPATH`, `LD_LIBRARY_PATH`, `DT_RUNPATH`,
+//! the directories of `/etc/ld.so.conf`, the default ones. Nothing is run: `ldd` would execute
+//! the program's own loader.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use goblin::elf::Elf;
+
+/// Directories that every loader looks into. Debian's have the machine's name, Fedora's do not.
+const DEFAULT: [&str; 6] = [
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+];
+/// Libraries of one program; more is a loop of our own.
+const MAX_LIBRARIES: usize = 512;
+/// Nested `include` lines.
+const MAX_DEPTH: u32 = 8;
+
+/// The files that `program` needs beside itself: where each is here, by the path that it must
+/// have in the guest.
+pub(super) fn needed(program: &Path) -> Result<BTreeMap<String, PathBuf>, String> {
+    let mut found = BTreeMap::new();
+    let mut search: Vec<PathBuf> = std::env::var_os("LD_LIBRARY_PATH")
+        .map(|paths| std::env::split_paths(&paths).collect())
+        .unwrap_or_default();
+    let mut configured = Vec::new();
+    configuration(Path::new("/etc/ld.so.conf"), MAX_DEPTH, &mut configured);
+    configured.extend(DEFAULT.map(PathBuf::from));
+    search.extend(configured.clone());
+
+    let mut queue = vec![program.to_owned()];
+    while let Some(object) = queue.pop() {
+        if found.len() > MAX_LIBRARIES {
+            return Err(format!(
+                "{}: needs more than {MAX_LIBRARIES} libraries",
+                program.display()
+            ));
+        }
+        let cannot = |why: &dyn std::fmt::Display| format!("{}: {why}", object.display());
+        let bytes = std::fs::read(&object).map_err(|e| cannot(&e))?;
+        if bytes.starts_with(b"#!") {
+            return Err(cannot(&"is a script; the guest has no interpreter for it, so name a program"));
+        }
+        let elf = Elf::parse(&bytes).map_err(|e| cannot(&format!("is no ELF program ({e})")))?;
+        if elf.header.e_machine != goblin::elf::header::EM_X86_64 {
+            return Err(cannot(&format!(
+                "is built for ELF machine {}, the guest is x86-64 (62)",
+                elf.header.e_machine
+            )));
+        }
+        if let Some(loader) = elf.interpreter {
+            let name = Path::new(loader).file_name().unwrap_or_default();
+            let guest = if loader.starts_with("/lib64/") {
+                format!("/lib/{}", name.to_string_lossy())
+            } else {
+                loader.to_owned()
+            };
+            found.insert(guest, PathBuf::from(loader));
+        }
+        let home = object.parent().unwrap_or(Path::new("/"));
+        let paths = if elf.runpaths.is_empty() { &elf.rpaths } else { &elf.runpaths };
+        let own = paths.iter().flat_map(|list| list.split(':')).map(|path| {
+            let origin = home.display().to_string();
+            PathBuf::from(path.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin))
+        });
+        let own: Vec<PathBuf> = own.collect();
+        for name in &elf.libraries {
+            let places = own.iter().chain(&search).map(|directory| directory.join(name));
+            let Some(place) = places.into_iter().find(|place| fits(place)) else {
+                return Err(cannot(&format!(
+                    "needs the library {name}, which is in none of the loader's directories; set LD_LIBRARY_PATH"
+                )));
+            };
+            // Every loader looks there without a configuration: `/lib64` is the same in the guest.
+            let guest = format!("/lib/{name}");
+            if found.insert(guest, place.clone()).is_none() {
+                queue.push(place);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a file is a library for this machine: directories may hold others of the same name.
+fn fits(path: &Path) -> bool {
+    let mut header = [0; 20];
+    std::fs::File::open(path)
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut header))
+        .is_ok_and(|()| {
+            header.starts_with(b"\x7fELF\x02\x01") && header.get(18..20) == Some(&[62, 0])
+        })
+}
+
+/// The directories that a loader's configuration names.
+fn configuration(path: &Path, depth: u32, out: &mut Vec<PathBuf>) {
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return;
+    };
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if let Some(pattern) = line.strip_prefix("include ") {
+            if depth > 0 {
+                // Only what is in use: all files of one directory with one ending.
+                let pattern = Path::new(pattern.trim());
+                let ending = pattern.extension().unwrap_or_default();
+                let directory = pattern.parent().unwrap_or(Path::new("/"));
+                let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+                let mut files: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
+                files.sort();
+                for file in files.iter().filter(|f| f.extension() == Some(ending)) {
+                    configuration(file, depth - 1, out);
+                }
+            }
+        } else if line.starts_with('/') {
+            out.push(PathBuf::from(line));
+        }
+    }
+}
+
+/// A program by the name that a shell would take: with a slash as it is, else through PATH.
+pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
+    let as_it_is = PathBuf::from(name);
+    if name.contains('/') {
+        return if as_it_is.is_file() {
+            Ok(as_it_is)
+        } else {
+            Err(format!("{name}: no such file; expected a program"))
+        };
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&paths).collect();
+    // Where an ordinary user's PATH does not lead, and bpftool is.
+    places.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let mut found = places.into_iter().map(|place| place.join(name));
+    found.find(|path| path.is_file()).ok_or_else(|| {
+        format!("{name}: no such program in PATH; give its path or install it")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_very_program_finds_its_libraries() {
+        let found = needed(&std::env::current_exe().unwrap()).unwrap();
+        assert!(found.contains_key("/lib/libc.so.6"), "{found:?}");
+        assert!(found.contains_key("/lib/ld-linux-x86-64.so.2"), "{found:?}");
+        assert!(found.values().all(|path| path.is_file()));
+    }
+
+    #[test]
+    fn what_cannot_run_in_the_guest_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("script");
+        std::fs::write(&script, "#!/bin/sh\n").unwrap();
+        let said = needed(&script).unwrap_err();
+        assert!(said.contains("is a script"), "{said}");
+        std::fs::write(&script, "text").unwrap();
+        assert!(needed(&script).unwrap_err().contains("is no ELF program"));
+        let said = program("surely-no-such-program").unwrap_err();
+        assert!(said.starts_with("surely-no-such-program: no such program"), "{said}");
+    }
+}

@@ -1,0 +1,155 @@
+//! The guest's user space: an initramfs with this very program as its init, the scheduler, the
+//! workload, and what they need.
+
+mod cpio;
+pub(crate) mod init;
+mod libraries;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use self::cpio::Archive;
+pub(crate) use self::libraries::program;
+
+/// Where the guest finds what to do. Its presence makes this program an init.
+pub(crate) const PLAN: &str = "/scxpm/plan.json";
+/// Where the initramfs of a BPF object has it.
+const OBJECT: &str = "/scxpm/scheduler.bpf.o";
+
+/// What init does in the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The scheduler's command, words.
+    pub(crate) scheduler: Vec<String>,
+    /// The scheduler stays when its command has ended: a link that is pinned.
+    pub(crate) pinned: bool,
+    /// Commands that run at the same time once the scheduler is attached, words each.
+    pub(crate) workloads: Vec<Vec<String>>,
+}
+
+/// What the user asks for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted<'a> {
+    /// A command line, or the path of a BPF object.
+    pub(crate) scheduler: &'a str,
+    pub(crate) workloads: &'a [String],
+    /// Further files: path here, or `HERE:GUEST`.
+    pub(crate) files: &'a [String],
+    /// The kernel's configuration and its release: some schedulers ask for it.
+    pub(crate) config: Option<(&'a Path, &'a str)>,
+}
+
+/// The initramfs' bytes.
+pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
+    let mut archive = Archive::default();
+    for path in ["dev", "proc", "sys", "tmp", "run", "root", "etc", "var/tmp"] {
+        archive.directory(path);
+    }
+    archive.link("lib64", "lib");
+    archive.directory("lib");
+    let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    add_program(&mut archive, &own, "/init")?;
+
+    let mut plan = Plan::default();
+    if wanted.scheduler.ends_with(".bpf.o") {
+        let object = read(Path::new(wanted.scheduler))?;
+        archive.file(OBJECT, object);
+        let words = ["bpftool", "struct_ops", "register", OBJECT, "/sys/fs/bpf/scheduler"];
+        plan.scheduler = words.map(str::to_owned).into();
+        plan.pinned = true;
+    } else {
+        plan.scheduler = words(wanted.scheduler)?;
+    }
+    for workload in wanted.workloads {
+        plan.workloads.push(words(workload)?);
+    }
+    let commands = std::iter::once(&mut plan.scheduler).chain(&mut plan.workloads);
+    for command in commands {
+        if let Some(name) = command.first_mut() {
+            let path = program(name)?;
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            let guest = format!("/bin/{file}");
+            if !archive.contains(&guest) {
+                add_program(&mut archive, &path, &guest)?;
+            }
+            *name = guest;
+        }
+    }
+    for file in wanted.files {
+        let (here, guest) = file.split_once(':').unwrap_or((file, ""));
+        let here = Path::new(here);
+        let name = here.file_name().unwrap_or_default().to_string_lossy();
+        let guest = match guest {
+            "" => format!("/{name}"),
+            guest => guest.to_owned(),
+        };
+        let content = read(here)?;
+        // A program comes with what it needs.
+        if content.starts_with(b"\x7fELF\x02\x01\x01") && !guest.ends_with(".o") {
+            add_program(&mut archive, here, &guest)?;
+        } else {
+            archive.file(&guest, content);
+        }
+    }
+    if let Some((config, release)) = wanted.config {
+        archive.file(&format!("/boot/config-{release}"), read(config)?);
+    }
+    let plan = serde_json::to_vec_pretty(&plan).map_err(|e| e.to_string())?;
+    archive.file(PLAN, plan);
+    // Programs that ask for a shell's `sh` by path get one only when it was packed.
+    if archive.contains("/bin/dash") && !archive.contains("/bin/sh") {
+        archive.link("/bin/sh", "dash");
+    }
+    archive.bytes().map_err(|e| e.to_string())
+}
+
+/// The words of a command line, as a shell splits them.
+fn words(line: &str) -> Result<Vec<String>, String> {
+    let words = shell_words::split(line).map_err(|e| format!("{line:?}: {e}"))?;
+    if words.is_empty() {
+        return Err("an empty command; expected a program and its arguments".into());
+    }
+    Ok(words)
+}
+
+fn add_program(archive: &mut Archive, path: &Path, guest: &str) -> Result<(), String> {
+    archive.program(guest, read(path)?);
+    for (guest, place) in libraries::needed(path)? {
+        if !archive.contains(&guest) {
+            archive.program(&guest, read(&place)?);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// The release of a bzImage, out of its header.
+///
+/// Documentation/arch/x86/boot.rst: `HdrS` at 0x202, `kernel_version` at 0x20e is where the text
+/// is, less 0x200.
+pub(crate) fn release_of(kernel: &[u8]) -> Option<String> {
+    if kernel.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let at = u16::from_le_bytes(kernel.get(0x20e..0x210)?.try_into().ok()?);
+    let text = kernel.get(usize::from(at) + 0x200..)?;
+    let text = text.get(..text.len().min(128))?;
+    let release = text.split(|&b| b == 0 || b == b' ').next()?;
+    String::from_utf8(release.to_vec()).ok()
+}
+
+/// Where distributions keep the configuration of the kernel at `path`.
+pub(crate) fn config_beside(kernel: &Path, release: &str) -> Option<PathBuf> {
+    let directory = kernel.parent()?;
+    let places = [
+        directory.join(format!("config-{release}")),
+        directory.join("config"),
+        PathBuf::from(format!("/boot/config-{release}")),
+        PathBuf::from(format!("/usr/lib/modules/{release}/config")),
+    ];
+    places.into_iter().find(|place| place.is_file())
+}

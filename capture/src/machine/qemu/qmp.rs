@@ -1,0 +1,158 @@
+//! QEMU's monitor protocol: a line of JSON for each command, answer and event.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::connect;
+use crate::machine::MachineError;
+
+/// Longest line that is accepted, bytes. QEMU's longest answers are its memory trees.
+const MAX_LINE: usize = 8 << 20;
+/// Events that are kept for whoever asks; older ones are forgotten.
+const MAX_EVENTS: usize = 1024;
+
+/// A connection to a monitor.
+#[derive(Debug)]
+pub(super) struct Qmp {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    events: VecDeque<Value>,
+}
+
+impl Qmp {
+    /// Connects and leaves the negotiation phase.
+    pub(super) fn connect(path: &Path, deadline: Instant) -> Result<Self, MachineError> {
+        let stream = connect(path, deadline)?;
+        let mut qmp = Self {
+            stream,
+            buffer: Vec::new(),
+            events: VecDeque::new(),
+        };
+        let greeting = qmp.line(deadline, "QEMU's greeting")?;
+        if greeting.get("QMP").is_none() {
+            return Err(MachineError::Refused {
+                what: format!("the monitor at {}", path.display()),
+                why: format!("it greets with {greeting}, not as QMP does"),
+            });
+        }
+        qmp.ask("qmp_capabilities", json!({}), Duration::from_secs(10))?;
+        Ok(qmp)
+    }
+
+    /// Runs a command and waits for its answer.
+    pub(super) fn ask(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        timeout: Duration,
+    ) -> Result<Value, MachineError> {
+        let what = format!("QEMU's {command}");
+        let deadline = Instant::now() + timeout;
+        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        line.push('\n');
+        self.stream
+            .set_write_timeout(Some(timeout))
+            .and_then(|()| self.stream.write_all(line.as_bytes()))
+            .map_err(|e| gone(&what, &e))?;
+        loop {
+            let answer = self.line(deadline, &what)?;
+            if let Some(value) = answer.get("return") {
+                return Ok(value.clone());
+            }
+            if let Some(error) = answer.get("error") {
+                let why = error.get("desc").and_then(Value::as_str);
+                return Err(MachineError::Refused {
+                    what,
+                    why: why.unwrap_or("without a reason").to_owned(),
+                });
+            }
+            self.keep(answer);
+        }
+    }
+
+    /// A command of the human monitor.
+    pub(super) fn human(&mut self, line: &str) -> Result<String, MachineError> {
+        let arguments = json!({ "command-line": line });
+        let answer = self.ask(
+            "human-monitor-command",
+            arguments,
+            Duration::from_secs(10),
+        )?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+
+    fn keep(&mut self, event: Value) {
+        if event.get("event").is_none() {
+            return;
+        }
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// The oldest event that nobody has taken yet; looks for new ones without waiting.
+    pub(super) fn event(&mut self) -> Result<Option<Value>, MachineError> {
+        loop {
+            match self.line(Instant::now(), "QEMU's events") {
+                Ok(event) => self.keep(event),
+                Err(MachineError::Late { .. }) => break,
+                // What came before the end is still worth knowing.
+                Err(_) if !self.events.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.events.pop_front())
+    }
+
+    /// The next line; at least one look at what has come already.
+    fn line(&mut self, deadline: Instant, what: &str) -> Result<Value, MachineError> {
+        let start = Instant::now();
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
+                let rest = self.buffer.split_off(end + 1);
+                let line = std::mem::replace(&mut self.buffer, rest);
+                return serde_json::from_slice(&line).map_err(|e| MachineError::Refused {
+                    what: what.to_owned(),
+                    why: format!("QEMU's answer is no JSON ({e})"),
+                });
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Err(MachineError::Refused {
+                    what: what.to_owned(),
+                    why: format!("QEMU's answer is longer than {MAX_LINE} bytes"),
+                });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let wait = left.max(Duration::from_millis(1));
+            let mut chunk = [0; 65536];
+            let read = self
+                .stream
+                .set_read_timeout(Some(wait))
+                .and_then(|()| self.stream.read(&mut chunk));
+            match read {
+                Ok(0) => return Err(MachineError::Gone(format!("QEMU went away during {what}"))),
+                Ok(len) => self.buffer.extend(chunk.iter().take(len)),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if left.is_zero() {
+                        return Err(MachineError::Late {
+                            what: what.to_owned(),
+                            seconds: start.elapsed().as_secs(),
+                        });
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(gone(what, &e)),
+            }
+        }
+    }
+}
+
+fn gone(what: &str, error: &std::io::Error) -> MachineError {
+    MachineError::Gone(format!("{what}: {error}"))
+}
