@@ -46,6 +46,7 @@ Examples:
   analyze info stall.core.zst                 what is in this file, in milliseconds
   analyze verify stall.core.zst               check every frame
   analyze export stall.core.zst -o core.elf   for drgn, crash, gdb
+  analyze reduce stall.core.zst -o small.core.zst   only what the report needs, for a bug report or a test
 ";
 
 const EXIT_CODES: &str = "\
@@ -114,7 +115,7 @@ struct ReportArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// End the text after the findings.
-    #[arg(long, conflicts_with = "format")]
+    #[arg(long)]
     brief: bool,
     /// Where to write it; appears only when complete. Default, and `-`: standard output.
     #[arg(short, long, value_name = "FILE")]
@@ -174,7 +175,7 @@ pub(crate) fn run() -> ExitCode {
         ErrorKind::ArgumentConflict => Cli::command()
             .error(
                 ErrorKind::InvalidSubcommand,
-                "a report takes one FILE; a command comes first and is one of info, verify, export",
+                "a report takes one FILE; a command comes first and is one of info, verify, reduce, export",
             )
             .exit(),
         _ => error.exit(),
@@ -228,6 +229,10 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     let Some(file) = &args.file else {
         return Err(Failure(2, "no file given; see --help".into()));
     };
+    if args.brief && !matches!(args.format, Format::Text) {
+        let sentence = "--brief shortens the text; expected no --format json with it";
+        return Err(Failure(2, sentence.into()));
+    }
     args.check_files(file)?;
     let start = Instant::now();
     let image = Image::open(file)?;
@@ -388,24 +393,31 @@ fn verify(file: &Path) -> Result<u8, Failure> {
 fn reduce(file: &Path, output: &Path, level: i32) -> Result<u8, Failure> {
     source::may_write(output, &[file], false).map_err(|s| Failure(exit::OUTPUT, s))?;
     let progress = Progress::new("reducing");
-    let summary = reducing::reduce(file, output, level, &|done, total| {
+    let reduced = reducing::reduce(file, output, level, &|done, total| {
         progress.show(done, total);
     });
     progress.clear();
-    let summary = summary.map_err(|error| match error {
+    let reduced = reduced.map_err(|error| match error {
         ReduceError::Input(error @ OpenError::NoKernel { .. }) => {
             Failure(exit::NO_KERNEL, error.to_string())
         }
         ReduceError::Input(error) => error.into(),
+        damaged @ ReduceError::Damaged { .. } => Failure(exit::UNUSABLE_FILE, damaged.to_string()),
         other => Failure(exit::OUTPUT, other.to_string()),
     })?;
     if std::io::stderr().is_terminal() {
         eprintln!(
             "{}: {} KiB of memory in {} KiB",
             output.display(),
-            summary.memory_bytes >> 10,
-            summary.file_bytes >> 10
+            reduced.summary.memory_bytes >> 10,
+            reduced.summary.file_bytes >> 10
         );
+    }
+    if let Some(warning) = reduced.warnings.first() {
+        return Err(Failure(
+            exit::DEGRADED,
+            format!("{}: reduced, but {warning}", file.display()),
+        ));
     }
     Ok(exit::OK)
 }

@@ -109,8 +109,10 @@ impl Recorder {
 
 impl PhysicalMemory for Recorder {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
+        // What cannot be read is nothing to keep.
+        self.memory.read(gpa, buf)?;
         self.note(gpa, buf.len());
-        self.memory.read(gpa, buf)
+        Ok(())
     }
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
@@ -139,6 +141,10 @@ impl PhysicalMemory for Shared {
     fn regions(&self) -> &[Region] {
         self.0.regions()
     }
+
+    fn damage(&self) -> Vec<String> {
+        self.0.memory.damage()
+    }
 }
 
 impl MemorySource for Recorder {
@@ -165,6 +171,23 @@ pub enum ReduceError {
         "the report on the reduced capture is not the one on the whole file (first at {0}); this is a fault of analyze, please report it"
     )]
     Different(String),
+    /// The file is damaged where the report needs it, so nothing that is kept gives its report.
+    #[error("{path}: {damage}; a file is reduced when it is whole: copy it again")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        damage: String,
+    },
+}
+
+/// A capture that was reduced.
+#[derive(Debug, Clone)]
+pub struct Reduced {
+    /// What was written.
+    pub summary: Summary,
+    /// What is wrong with the file that it was made of, without a difference to the report.
+    pub warnings: Vec<String>,
 }
 
 /// Writes the pages of `file` that a report reads to `output`, and makes sure that they give the
@@ -177,7 +200,7 @@ pub fn reduce(
     output: &Path,
     level: i32,
     progress: OnProgress<'_>,
-) -> Result<Summary, ReduceError> {
+) -> Result<Reduced, ReduceError> {
     let name = file.display().to_string();
     let no_kernel = |why| crate::error::OpenError::NoKernel {
         path: name.clone(),
@@ -218,6 +241,10 @@ pub fn reduce(
 
     let kernel = Kernel::find(image, &Overrides::default()).map_err(no_kernel)?;
     let before = analysis::analyze(&kernel, &Options::default());
+    let warnings = kernel.image.warnings.clone();
+    if let Some(damage) = kernel.image.memory.damage().into_iter().next() {
+        return Err(ReduceError::Damaged { path: name, damage });
+    }
     drop(kernel);
 
     let mut gap = 0;
@@ -269,10 +296,13 @@ pub fn reduce(
     let kernel = Kernel::find(again, &Overrides::default()).map_err(no_kernel)?;
     let after = analysis::analyze(&kernel, &Options::default());
     if let Some(place) = difference(before, after) {
-        return Err(ReduceError::Different(place));
+        return Err(match warnings.into_iter().next() {
+            Some(damage) => ReduceError::Damaged { path: name, damage },
+            None => ReduceError::Different(place),
+        });
     }
     written.commit().map_err(|e| failed(&e))?;
-    Ok(summary)
+    Ok(Reduced { summary, warnings })
 }
 
 /// What is between the extents that are kept.
@@ -310,6 +340,8 @@ fn difference(
         if let Some(own) = &mut report.postmortem {
             own.input = None;
             own.provenance.clear();
+            // Of the file, not of the guest.
+            own.warnings.clear();
             // An early image is not carried over.
             own.unavailable.retain(|u| u.section != "early");
         }
