@@ -55,6 +55,21 @@ import schedulers  # noqa: E402
 DEFAULT_APPEND = "init_on_free=1 tsc=reliable"
 STOPS = {"stall": ("dump", "mid", "late"), "error": ("dump", "mid", "late"), "healthy": ("now",), "maps": ("now",), "none": ("now",)}
 STOPS.update({name: ("now",) for name in schedulers.SCHEDULERS})
+# The schedulers of bpf/fail. Their guests end with the core.
+FAILING = {
+    "affinity": ("dump", "now"),
+    "arena": ("dump", "now"),
+    "bypass": ("now",),
+    "fifo": ("now",),
+    "hog": ("now",),
+    "idle": ("now",),
+    "lock": ("dump",),
+    "ring": ("dump",),
+    "slow": ("now",),
+    "stranded": ("now",),
+    "stuck": ("now",),
+}
+STOPS.update(FAILING)
 STOP_SYMBOL = {"dump": "scx_dump_state", "mid": "__x64_sys_sync", "late": "__x64_sys_sync", "now": "__x64_sys_sync"}
 
 
@@ -141,8 +156,9 @@ def take_core(machine, options, recipe):
     machine.dump(options.out / "core.elf")
     recipe["dump_seconds"] = round(time.monotonic() - began, 2)
     recipe["breakpoints"] = stops
-    gdb.resume()
-    machine.wait_for("@END")
+    if options.demo not in FAILING:
+        gdb.resume()
+        machine.wait_for("@END")
     parts = [machine.host.files[name] for name in ("truth.tgz", "after.tgz") if name in machine.host.files]
     unpack_truth(parts, options.out / "truth")
     save_exit_record(options.out / "truth")
