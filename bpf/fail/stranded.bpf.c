@@ -23,7 +23,7 @@ SEC(".struct_ops.link")
 struct sched_ext_ops stranded_ops = {
 	.select_cpu = (void *)stranded_select_cpu,
 	.enqueue = (void *)stranded_enqueue,
-	.timeout_ms = 10000,
+	.timeout_ms = 20000,
 	.name = "demo_stranded",
 };
 

@@ -19,7 +19,7 @@
  *   guestkit arena MAP_ID ADDRESS PAGES FILE   the first pages of a BPF arena
  *   guestkit arenapages MAP_ID FILE        every page that a BPF arena has, found through the kernel's page tables
  *   guestkit drain FROM TO                 what can be read without waiting
- *   guestkit sync [CPU [SECONDS]]          sync(2), on that CPU, after a while: the host may have a breakpoint there
+ *   guestkit sync                          sync(2): the host may have a breakpoint there
  *   guestkit lock SECONDS                  a niced thread, owner, holds the mutex of a pipe, asleep, while two others wait
  *                                          for it; it is woken after a while, with the lock still held
  *   guestkit consume RINGBUF_ID ARRAY_ID SECONDS   read records of a ring buffer, and count those of kind 1 in an array;
@@ -1039,10 +1039,6 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "arena") && argc > 5)
 		return arena(atoi(argv[2]), strtoul(argv[3], NULL, 0), strtoul(argv[4], NULL, 0), argv[5]);
 	if (!strcmp(what, "sync")) {
-		if (argc > 2)
-			bind_to(atoi(argv[2]));
-		if (argc > 3)
-			sleep((unsigned int)atoi(argv[3]));
 		sync();
 		return 0;
 	}

@@ -20,7 +20,8 @@ DIR then holds
            not touched any queue yet (stall, error; the default for them)
     mid    half-way to the watchdog's limit: the scheduler is alive
     late   the scheduler has been thrown out, scx_root is NULL
-    now    at once after the truth was saved (healthy, maps, none, real schedulers)
+    now    at once after the truth was saved (healthy, maps, none, real schedulers), or some
+           seconds after the fault, of which the guest knows nothing (those of bpf/fail)
 
 bpfland, lavd and p2dq are the schedulers of these names from crates.io (schedulers.py
 builds them, which takes minutes the first time).
@@ -134,6 +135,16 @@ def find_symbol(table, name):
 
 def take_core(machine, options, recipe):
     machine.wait_for("@READY")
+    if options.demo in FAILING and options.stop == "now":
+        machine.host.send("GO")
+        seconds = float(machine.wait_for("@STOP").split()[1])
+        time.sleep(seconds)
+        machine.check()
+        machine.qmp.ask("stop")
+        machine.dump(options.out / "core.elf")
+        recipe["breakpoints"] = [{"symbol": f"wherever it was after {seconds:g} s"}]
+        unpack_truth([machine.host.files["truth.tgz"]], options.out / "truth")
+        return
     table = machine.host.files["kallsyms_some"].decode()
     address, symbol = find_symbol(table, STOP_SYMBOL[options.stop])
     gdb = machine.attach_debugger()
