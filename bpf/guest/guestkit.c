@@ -904,6 +904,8 @@ static void *lock_owner(void *unused)
 	prctl(PR_SET_NAME, "owner");
 	if (setpriority(PRIO_PROCESS, 0, 5))
 		die("setpriority");
+	for (int i = 0; i < 20; i++)
+		usleep(2000);
 	/* pipe_write() copies with the pipe's mutex held; the page is not there. */
 	if (write(lock_pipe[1], lock_page, 4096) != 4096)
 		die("write to the pipe");

@@ -64,7 +64,7 @@ fn stalled(cpus_allowed: &str) -> PostmortemReport {
 }
 
 fn rules(report: &PostmortemReport) -> Vec<String> {
-    findings(report).into_iter().map(|f| f.rule).collect()
+    findings(report, &[]).into_iter().map(|f| f.rule).collect()
 }
 
 fn class(report: &mut PostmortemReport, cpu: usize, class: &str) {
@@ -82,14 +82,14 @@ fn cpu_lists() {
 
 #[test]
 fn a_queue_that_was_served_once_is_only_possible() {
-    let found = findings(&stalled("0-1"));
+    let found = findings(&stalled("0-1"), &[]);
     assert_eq!(rules(&stalled("0-1")), ["queue-stopped"]);
     assert!(found.iter().all(|f| f.confidence == "possible"));
 }
 
 #[test]
 fn a_bound_task_that_others_pass_is_told_by_its_affinity() {
-    let found = findings(&stalled("1"));
+    let found = findings(&stalled("1"), &[]);
     let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
     assert!(
         what.starts_with("victim[7] may only run on CPU 1"),
