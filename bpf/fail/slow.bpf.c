@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A FIFO scheduler whose enqueue takes milliseconds, under the lock of a run queue. */
+/* A FIFO scheduler that takes milliseconds to choose a CPU for a task that wakes up. */
 #include "fail.h"
 #include "slow.h"
 
-SELECT_PREVIOUS(slow_select_cpu)
+CALLBACK(slow_select_cpu)
+{
+	work_for(3000000);
+	return ARG(ctx, 1, s32);
+}
 
 CALLBACK(slow_enqueue)
 {
-	work_for(3000000);
 	scx_bpf_dsq_insert(ARG(ctx, 0, struct task_struct *), SHARED_DSQ, SCX_SLICE,
 			   ARG(ctx, 1, u64));
 	return 0;
