@@ -29,6 +29,7 @@ import packages  # noqa: E402
 # Kernels whose DWARF is in the archive, by release: the package and its version.
 DWARF = {
     "7.3.4+deb13-cloud-amd64": ("linux-image-7.3.4+deb13-cloud-amd64-dbg", "7.3.4-1~bpo13+1"),
+    "7.2.6+deb13-cloud-amd64": ("linux-image-7.2.6+deb13-cloud-amd64-dbg", "7.2.6-1~bpo13+1"),
     "6.12.107+deb13-cloud-amd64": ("linux-image-6.12.107+deb13-cloud-amd64-dbg", "6.12.107-1"),
 }
 DRGN = "drgn==0.3.0"

@@ -25,6 +25,14 @@ pub enum OpenError {
         /// Highest major version that this program reads.
         supported: u16,
     },
+    /// The guest's architecture is one that this program does not read.
+    #[error(
+        "the capture is of a guest with ELF machine {machine}, this program reads x86-64 (62); `zstd -d` gives the plain ELF core for other tools"
+    )]
+    OtherMachine {
+        /// ELF machine number that the file names.
+        machine: u16,
+    },
     /// The file ends before the first thing that could be used.
     #[error(
         "the capture is truncated: expected at least {needed} bytes for {part}, found {found}; copy the file again from where it was written"

@@ -181,6 +181,11 @@ impl Preamble {
                 supported: VERSION_MAJOR,
             });
         }
+        if preamble.machine != EM_X86_64 {
+            return Err(OpenError::OtherMachine {
+                machine: preamble.machine,
+            });
+        }
         if u64::from(frame_bytes) != FRAME_BYTES_U64 {
             return Err(corrupt(format!(
                 "expected frames of {FRAME_BYTES_U64} bytes, found {frame_bytes}"

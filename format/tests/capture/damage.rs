@@ -208,6 +208,18 @@ fn a_newer_major_version_is_refused_and_a_minor_one_read() {
     assert!(read_all(&capture, &late, &early));
 }
 
+#[test]
+fn a_guest_of_another_architecture_is_named_and_refused() {
+    let (.., file) = small();
+    let arm = edit_preamble(&file, |p| p[20..22].copy_from_slice(&183u16.to_le_bytes()));
+    let error = Capture::open(&arm[..]).unwrap_err();
+    assert_eq!(error, OpenError::OtherMachine { machine: 183 });
+    assert_eq!(
+        error.to_string(),
+        "the capture is of a guest with ELF machine 183, this program reads x86-64 (62); `zstd -d` gives the plain ELF core for other tools"
+    );
+}
+
 const PREAMBLE: usize = 256;
 const INTEGRITY: usize = 80;
 
