@@ -84,7 +84,7 @@ const GUESTS: [(&str, &str, &str); 10] = [
     (
         "stuck",
         "cpu-stuck",
-        "CPU 1 has been in the kernel without a tick for 7.932s, with pair[141]: in the BPF program stuck_enqueue() at stuck.bpf.c:30",
+        "CPU 0 has been in the kernel without a tick for 8.006s, with pulse-1[137]: in the BPF program stuck_select_cpu() at stuck.bpf.c:28",
     ),
 ];
 

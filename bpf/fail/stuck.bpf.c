@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Enqueue searches for a place among as many as a loop may count, twice over. It is
- * called with interrupts off and with the lock of a run queue held.
+ * The choice of a CPU is a search among as many as a loop may count, squared. It is
+ * called with interrupts off.
  */
 #include "fail.h"
 
@@ -19,16 +19,20 @@ static long look_in_each(u32 index, void *ctx)
 	return 0;
 }
 
-SELECT_PREVIOUS(stuck_select_cpu)
-
-CALLBACK(stuck_enqueue)
+CALLBACK(stuck_select_cpu)
 {
 	struct task_struct *p = ARG(ctx, 0, struct task_struct *);
 
 	/* The fault: no end in sight. */
 	if (p->comm[0] == 'l' && p->comm[1] == 'o' && p->comm[2] == 'o' && p->comm[3] == 'p')
 		loop(1 << 23, look_in_each, NULL, 0);
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, SCX_SLICE, ARG(ctx, 1, u64));
+	return ARG(ctx, 1, s32);
+}
+
+CALLBACK(stuck_enqueue)
+{
+	scx_bpf_dsq_insert(ARG(ctx, 0, struct task_struct *), SCX_DSQ_LOCAL, SCX_SLICE,
+			   ARG(ctx, 1, u64));
 	return 0;
 }
 

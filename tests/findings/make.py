@@ -46,6 +46,7 @@ def main():
                 subprocess.run([analyze, "tables", made / "core.elf", "-o", TABLES], check=True)
                 TABLES.chmod(0o644)
             capture = HERE / f"{name}.core.zst"
+            capture.unlink(missing_ok=True)
             subprocess.run([analyze, "reduce", made / "core.elf", "--kernel-tables", TABLES, "-o", capture], check=True)
             capture.chmod(0o644)
             shutil.copyfile(made / "recipe.json", HERE / f"{name}.recipe.json")
