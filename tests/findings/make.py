@@ -4,7 +4,8 @@
 
     tests/findings/make.py                       all of them, about ten minutes
     tests/findings/make.py lock stuck            these
-    tests/findings/make.py lock --from DIR       of what tests/guest/run.py left in DIR/lock
+    tests/findings/make.py lock --from DIR       of what tests/guest/run.py left in DIR/lock, core.elf
+                                                 or what capture convert made of it, guest.core.zst
 
 Each is reduced to the pages that a report reads, less those that are in the file with the
 kernel's types and symbols, which is made of the first guest where it is missing. All have to
@@ -42,16 +43,17 @@ def main():
             if not options.made:
                 subprocess.run([ROOT / "tests/guest/run.py", "--kernel", KERNEL, "--demo", name, "--memory", "256M",
                                 "--out", made], check=True)
+            core = next(made / each for each in ("core.elf", "guest.core.zst") if (made / each).exists())
             if not TABLES.exists():
-                subprocess.run([analyze, "tables", made / "core.elf", "-o", TABLES], check=True)
+                subprocess.run([analyze, "tables", core, "-o", TABLES], check=True)
                 TABLES.chmod(0o644)
             capture = HERE / f"{name}.core.zst"
             capture.unlink(missing_ok=True)
-            subprocess.run([analyze, "reduce", made / "core.elf", "--kernel-tables", TABLES, "-o", capture], check=True)
+            subprocess.run([analyze, "reduce", core, "--kernel-tables", TABLES, "-o", capture], check=True)
             capture.chmod(0o644)
             shutil.copyfile(made / "recipe.json", HERE / f"{name}.recipe.json")
             if not options.made:
-                (made / "core.elf").unlink()
+                core.unlink()
     sizes = {path.name: path.stat().st_size for path in sorted(HERE.glob("*.zst"))}
     for name, size in sizes.items():
         print(f"{name:<28} {size / 1000:8.0f} kB")
