@@ -3,7 +3,8 @@
  * The guest's tools, in one static program:
  *
  *   guestkit rt PRIO COMMAND...            run COMMAND as SCHED_FIFO, out of sched_ext's reach; 0: as SCHED_OTHER
- *   guestkit hold PRIO                     keep every CPU busy as SCHED_FIFO: no task of a scheduler moves; prints the pids
+ *   guestkit hold PRIO [CPU]               keep every CPU, or that one, busy as SCHED_FIFO: no task of a scheduler moves
+ *                                          there; prints the pids
  *   guestkit task NAME [OPTION...] MODE    become a piece of the workload
  *       -c CPU   bind to one CPU           -n NICE      nice value
  *       -t N     N more threads, named NAME.1 ...
@@ -19,6 +20,10 @@
  *   guestkit arenapages MAP_ID FILE        every page that a BPF arena has, found through the kernel's page tables
  *   guestkit drain FROM TO                 what can be read without waiting
  *   guestkit sync                          sync(2): the host may have a breakpoint there
+ *   guestkit lock SECONDS                  a niced thread, owner, holds the mutex of a pipe, asleep, while two others wait
+ *                                          for it; it is woken after a while, with the lock still held
+ *   guestkit consume RINGBUF_ID ARRAY_ID SECONDS   read records of a ring buffer, and count those of kind 1 in an array;
+ *                                          after a while stop reading
  *
  * One program for all of them because the guest is small and every process that
  * starts while the load runs costs it tens of milliseconds under emulation.
@@ -35,6 +40,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <linux/bpf.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -50,6 +57,33 @@ static void die(const char *what)
 {
 	fprintf(stderr, "guestkit: %s: %s\n", what, strerror(errno));
 	exit(1);
+}
+
+static void bind_to(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus))
+		die("sched_setaffinity");
+}
+
+/* A thread in the scheduler's hands, whatever this one is. */
+static void start_thread(void *(*function)(void *), void *argument)
+{
+	struct sched_param param = { 0 };
+	pthread_attr_t attr;
+	pthread_t thread;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attr, SCHED_OTHER);
+	pthread_attr_setschedparam(&attr, &param);
+	pthread_attr_setstacksize(&attr, 64 * 1024);
+	errno = pthread_create(&thread, &attr, function, argument);
+	if (errno)
+		die("pthread_create");
 }
 
 /* --- the workload ------------------------------------------------------- */
@@ -133,16 +167,12 @@ static int task(int argc, char **argv)
 	struct sched_param param = { 0 };
 	int opt, threads = 0, nice_value = 0;
 	struct work w = { 0 };
-	cpu_set_t cpus;
 
 	snprintf(w.name, sizeof(w.name), "%s", argv[0]);
 	while ((opt = getopt(argc, argv, "+c:n:t:")) != -1)
 		switch (opt) {
 		case 'c':
-			CPU_ZERO(&cpus);
-			CPU_SET(atoi(optarg), &cpus);
-			if (sched_setaffinity(0, sizeof(cpus), &cpus))
-				die("sched_setaffinity");
+			bind_to(atoi(optarg));
 			break;
 		case 'n':
 			nice_value = atoi(optarg);
@@ -163,21 +193,12 @@ static int task(int argc, char **argv)
 	/* Threads first: once this one is in the scheduler's hands it may never run again. */
 	for (int i = 1; i <= threads; i++) {
 		struct work *each = malloc(sizeof(*each));
-		pthread_attr_t attr;
-		pthread_t thread;
 
 		if (!each)
 			die("malloc");
 		*each = w;
 		snprintf(each->name, sizeof(each->name), "%.10s.%d", w.name, i);
-		pthread_attr_init(&attr);
-		pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
-		pthread_attr_setschedpolicy(&attr, SCHED_OTHER);
-		pthread_attr_setschedparam(&attr, &param);
-		pthread_attr_setstacksize(&attr, 64 * 1024);
-		errno = pthread_create(&thread, &attr, work, each);
-		if (errno)
-			die("pthread_create");
+		start_thread(work, each);
 	}
 	if (nice_value)
 		setpriority(PRIO_PROCESS, 0, nice_value);
@@ -814,7 +835,7 @@ static void lift_workers(int priority)
  * While every CPU has such a task, nothing of a scheduler runs: what was queued stays
  * queued, and what the kernel says about it stays true until the core is taken.
  */
-static int hold(int priority)
+static int hold(int priority, int only)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	pid_t child;
@@ -839,6 +860,8 @@ static int hold(int priority)
 		int ready[2];
 		char byte = 0;
 
+		if (only >= 0 && cpu != only)
+			continue;
 		if (pipe(ready))
 			die("pipe");
 		child = fork();
@@ -868,6 +891,106 @@ static int hold(int priority)
 		printf("%d\n", child);
 	}
 	return 0;
+}
+
+/* --- tasks of the schedulers that fail ---------------------------------- */
+
+static int lock_pipe[2];
+static char *lock_page;
+
+static void *lock_owner(void *unused)
+{
+	(void)unused;
+	prctl(PR_SET_NAME, "owner");
+	if (setpriority(PRIO_PROCESS, 0, 5))
+		die("setpriority");
+	for (int i = 0; i < 20; i++)
+		usleep(2000);
+	/* pipe_write() copies with the pipe's mutex held; the page is not there. */
+	if (write(lock_pipe[1], lock_page, 4096) != 4096)
+		die("write to the pipe");
+	for (;;)
+		pause();
+}
+
+static void *lock_waiter(void *name)
+{
+	char byte = 0;
+
+	prctl(PR_SET_NAME, name);
+	if (write(lock_pipe[1], &byte, 1) != 1)
+		die("write to the pipe");
+	for (;;)
+		pause();
+}
+
+static int lock(int seconds)
+{
+	static char names[2][16] = { "waiter-0", "waiter-1" };
+	int fault = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register wanted = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_copy copy = { .len = 4096 };
+	static char content[4096];
+
+	lock_page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (fault < 0 || ioctl(fault, UFFDIO_API, &api) || lock_page == MAP_FAILED)
+		die("userfaultfd");
+	wanted.range.start = (unsigned long)lock_page;
+	wanted.range.len = 4096;
+	if (ioctl(fault, UFFDIO_REGISTER, &wanted) || pipe(lock_pipe))
+		die("userfaultfd range");
+	start_thread(lock_owner, NULL);
+	sleep(1);
+	start_thread(lock_waiter, names[0]);
+	start_thread(lock_waiter, names[1]);
+	sleep((unsigned int)seconds);
+	copy.dst = (unsigned long)lock_page;
+	copy.src = (unsigned long)content;
+	if (ioctl(fault, UFFDIO_COPY, &copy))
+		die("UFFDIO_COPY");
+	for (;;)
+		pause();
+}
+
+static int consume(int ring_id, int array_id, int seconds)
+{
+	struct bpf_map_info info;
+	int array = map_by_id(array_id, &info), ring = map_by_id(ring_id, &info);
+	long long end = now_us() + seconds * 1000000LL;
+	unsigned long size = info.max_entries, at = 0, granted = 0;
+	volatile unsigned long *consumed = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
+	volatile char *produced = mmap(NULL, 4096 + 2 * size, PROT_READ, MAP_SHARED, ring, 4096);
+	union bpf_attr attr = { 0 };
+	int zero = 0;
+
+	if (consumed == MAP_FAILED || produced == MAP_FAILED)
+		die("mmap of the ring buffer");
+	prctl(PR_SET_NAME, "consumer");
+	attr.map_fd = (unsigned int)array;
+	attr.key = (unsigned long)&zero;
+	attr.value = (unsigned long)&granted;
+	while (now_us() < end) {
+		unsigned long to = __atomic_load_n((volatile unsigned long *)produced, __ATOMIC_ACQUIRE), before = granted;
+
+		while (at < to) {
+			volatile unsigned int *record = (volatile unsigned int *)(produced + 4096 + (at & (size - 1)));
+			unsigned int length = __atomic_load_n(record, __ATOMIC_ACQUIRE);
+
+			if (length & BPF_RINGBUF_BUSY_BIT)
+				break;
+			/* u64 at_ns; u32 pid, kind; after a header of 8 bytes */
+			if (!(length & BPF_RINGBUF_DISCARD_BIT) && record[5] == 1)
+				granted++;
+			at += ((length & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)) + 15) & ~7ul;
+		}
+		__atomic_store_n(consumed, at, __ATOMIC_RELEASE);
+		if (granted != before && syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr)))
+			die("map update");
+		usleep(2000);
+	}
+	for (;;)
+		pause();
 }
 
 /* --- */
@@ -910,7 +1033,11 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "drain") && argc > 3)
 		return drain(argv[2], argv[3]);
 	if (!strcmp(what, "hold") && argc > 2)
-		return hold(atoi(argv[2]));
+		return hold(atoi(argv[2]), argc > 3 ? atoi(argv[3]) : -1);
+	if (!strcmp(what, "lock") && argc > 2)
+		return lock(atoi(argv[2]));
+	if (!strcmp(what, "consume") && argc > 4)
+		return consume(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
 	if (!strcmp(what, "arena") && argc > 5)
 		return arena(atoi(argv[2]), strtoul(argv[3], NULL, 0), strtoul(argv[4], NULL, 0), argv[5]);
 	if (!strcmp(what, "sync")) {
