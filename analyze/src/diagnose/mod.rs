@@ -9,6 +9,7 @@ mod affinity;
 mod bypass;
 mod error_exit;
 mod idle_cpu;
+mod lock_holder;
 mod queue;
 mod realtime;
 
@@ -75,8 +76,9 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 7] = [
+const RULES: [(&str, Rule); 8] = [
     ("error-exit", error_exit::find),
+    ("lock-holder-off-cpu", lock_holder::find),
     ("queue-never-consumed", queue::never_consumed),
     ("real-time-hog", realtime::find),
     ("affinity", affinity::find),
