@@ -198,7 +198,7 @@ pub fn read(kernel: &Kernel, tasks: &mut [TaskInfo], remarks: &mut Remarks) -> V
 /// A lock's waiters and whether these are all.
 struct Waiters {
     tasks: Vec<Kva>,
-    /// Of an rwsem's waiters, in the same order: whether they want to write.
+    /// The records of their waiting, in the same order.
     records: Vec<Kva>,
     complete: bool,
 }
@@ -217,8 +217,7 @@ impl<'k> Reader<'k> {
             match found {
                 Ok(Some(wait)) => return Some(wait),
                 Ok(None) => {}
-                // Each belongs to an option of the kernel's configuration.
-                Err(error) if error.is_absent() => {}
+                Err(error) if error.is_absent() => remarks.missing(SECTION, &error),
                 Err(error) => remarks.anomaly(SECTION, Some(kva), error.to_string()),
             }
         }
@@ -254,6 +253,10 @@ impl<'k> Reader<'k> {
 
     /// An rt_mutex: the task's own record of waiting, which names both.
     fn pi_blocked_on(&self, task: &Object<'k>) -> Result<Option<Wait>> {
+        // Without CONFIG_RT_MUTEXES nobody waits for one.
+        if !task.has("pi_blocked_on") {
+            return Ok(None);
+        }
         let waiter = task.member("pi_blocked_on")?;
         if waiter.ptr()?.is_null() {
             return Ok(None);
@@ -292,6 +295,10 @@ impl<'k> Reader<'k> {
             if found.is_some() {
                 return Ok(found);
             }
+        }
+        // An option of the kernel's configuration.
+        if !task.has("blocker") {
+            return Ok(None);
         }
         let word = task.member("blocker")?.u64()?;
         let lock = Kva(word & !flag::BLOCKER);
@@ -410,9 +417,9 @@ impl<'k> Reader<'k> {
             .kernel
             .entry("struct futex_pi_state", "pi_mutex", lock)?;
         let owner = self.kernel.object("struct task_struct", owner)?;
-        let states = self
-            .kernel
-            .list(owner.member("pi_state_list")?.address(), MAX_WAITERS);
+        // Moved in 7.2.
+        let states = owner.first_of(&["futex.pi_state_list", "pi_state_list"])?;
+        let states = self.kernel.list(states.address(), MAX_WAITERS);
         let node = state.member("list")?.address();
         Ok(states.items.contains(&node).then_some(state))
     }
