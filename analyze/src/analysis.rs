@@ -27,7 +27,8 @@ use crate::walk::rq::{self, CpuRq};
 use crate::walk::sched::{self, Schedulers};
 use crate::walk::tasks::{self, Tasks};
 use crate::walk::{
-    Limits, Remarks, cputime, events, exit_info, irqs, numa, printk, psi, schedstat, stacks,
+    Limits, Remarks, cpus, cputime, events, exit_info, irqs, locks, numa, printk, psi, schedstat,
+    stacks,
 };
 
 /// What to do beyond the defaults.
@@ -124,7 +125,7 @@ pub fn analyze_timed(
         .collect();
     elsewhere.extend(dsqs.iter().flat_map(|dsq| dsq.tasks.iter().copied()));
     elsewhere.retain(|at| !at.is_null());
-    let (enriched, mut infos) = remarks.timed("tasks", |r| {
+    let (mut enriched, mut infos) = remarks.timed("tasks", |r| {
         let all = tasks.collect(&elsewhere, r);
         let first: HashSet<Kva> = elsewhere.iter().copied().collect();
         let kept = tasks::keep(all, &first, limits, r);
@@ -133,6 +134,8 @@ pub fn analyze_timed(
     remarks.timed("stacks", |r| {
         stacks::read(kernel, &bpf, &btfs, &mut infos, limits, r);
     });
+    locks::match_slow_paths(&mut enriched, &infos);
+    let locks = remarks.timed("locks", |r| locks::read(kernel, &mut infos, r));
 
     let mut report = FailureDumpReport {
         maps: maps.shared,
@@ -171,6 +174,7 @@ pub fn analyze_timed(
         exit_info: state.exit,
         event_counters: state.counters,
         tasks: infos,
+        locks,
         maps: maps.own,
         arenas: maps.heap.arenas,
         allocators: maps.heap.infos,
@@ -195,6 +199,9 @@ pub fn analyze_timed(
         report.rq_scx_states.push(rq.state);
         own.cpus.push(rq.info);
     }
+    remarks.timed("CPUs", |r| {
+        cpus::read(kernel, clock.as_ref(), &mut own.cpus, r);
+    });
     for dsq in dsqs {
         report.dsq_states.extend(dsq.state);
         own.dsqs.push(dsq.info);
@@ -495,7 +502,7 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
             .and_then(|at| kernel.cpu_mask(at))
             .map(|cpus| cpu_list(&cpus))
     };
-    KernelInfo {
+    let mut info = KernelInfo {
         release: Some(kernel.release().to_owned()),
         build_id: kernel.vmcoreinfo.build_id().map(str::to_owned),
         arch: Some("x86_64".to_owned()),
@@ -515,7 +522,10 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
         sched_ext_state: has_sched_ext(kernel)
             .then(|| remarks.ok("kernel.sched_ext_state", sched::enable_state(kernel)))
             .flatten(),
-    }
+        ..KernelInfo::default()
+    };
+    cpus::masks(kernel, &mut info, remarks);
+    info
 }
 
 /// Tasks on a runnable list that have waited for at least half of the watchdog's limit, the

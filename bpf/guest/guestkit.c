@@ -19,6 +19,7 @@
  *   guestkit arena MAP_ID ADDRESS PAGES FILE   the first pages of a BPF arena
  *   guestkit arenapages MAP_ID FILE        every page that a BPF arena has, found through the kernel's page tables
  *   guestkit drain FROM TO                 what can be read without waiting
+ *   guestkit locks FILE                    threads that wait for locks of each kind; who has which goes to FILE
  *   guestkit sync                          sync(2): the host may have a breakpoint there
  *   guestkit lock SECONDS                  a niced thread, owner, holds the mutex of a pipe, asleep, while two others wait
  *                                          for it; it is woken after a while, with the lock still held
@@ -40,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <linux/bpf.h>
+#include <linux/futex.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -206,6 +208,124 @@ static int task(int argc, char **argv)
 	if (sched_setscheduler(0, SCHED_OTHER, &param))
 		die("sched_setscheduler");
 	work(&w);
+	return 0;
+}
+
+/* --- locks -------------------------------------------------------------- */
+
+/*
+ * A thread that writes to a file has the file position's mutex and the inode's rwsem. Its data
+ * are on a page that userfaultfd has and nobody ever gives, so it keeps both.
+ */
+static int lock_file, lock_file_again;
+static char *lock_page;
+static unsigned int lock_word, lock_pi_word;
+static FILE *lock_truth;
+
+struct waiter {
+	const char *name;
+	void (*wait)(void);
+	unsigned int *word;
+	int fifo;
+	volatile long tid;
+};
+
+/* Whether a thread has gone to sleep. */
+static int sleeps(long tid)
+{
+	char path[64], line[128] = "", *state;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%ld/stat", tid);
+	file = fopen(path, "r");
+	if (!file)
+		return 0;
+	state = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+	fclose(file);
+	return state && strchr("SD", state[2]);
+}
+
+static void wait_write_page(void)
+{
+	if (write(lock_file, lock_page, 64) < 0)
+		die("write");
+}
+
+static void wait_write(void)
+{
+	if (write(lock_file, "x", 1) < 0)
+		die("write");
+}
+
+static void wait_write_again(void)
+{
+	if (write(lock_file_again, "x", 1) < 0)
+		die("write");
+}
+
+static void wait_futex(void)
+{
+	syscall(SYS_futex, &lock_word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+}
+
+static void wait_pi(void)
+{
+	syscall(SYS_futex, &lock_pi_word, FUTEX_LOCK_PI_PRIVATE, 0, NULL, NULL, 0);
+}
+
+static void *waiter_thread(void *arg)
+{
+	struct waiter *w = arg;
+	struct sched_param param = { .sched_priority = w->fifo };
+
+	prctl(PR_SET_NAME, w->name);
+	if (sched_setscheduler(0, w->fifo ? SCHED_FIFO : SCHED_OTHER, &param))
+		die("sched_setscheduler");
+	fprintf(lock_truth, "%s %ld %#lx\n", w->name, syscall(SYS_gettid), (unsigned long)w->word);
+	w->tid = syscall(SYS_gettid);
+	w->wait();
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static int locks(const char *path)
+{
+	static struct waiter waiters[] = {
+		{ "lock-holder", wait_write_page, NULL, 0, 0 }, { "lock-mutex-1", wait_write, NULL, 0, 0 },
+		{ "lock-mutex-2", wait_write, NULL, 0, 0 },     { "lock-rwsem", wait_write_again, NULL, 0, 0 },
+		{ "lock-futex", wait_futex, &lock_word, 0, 0 }, { "lock-pi-owner", wait_pi, &lock_pi_word, 0, 0 },
+		{ "lock-pi", wait_pi, &lock_pi_word, 5, 0 },
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct sched_param param = { 0 };
+	int fd;
+
+	sched_setscheduler(0, SCHED_OTHER, &param);
+	fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	lock_page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	lock_file = open("/tmp/lockfile", O_RDWR | O_CREAT, 0600);
+	lock_file_again = open("/tmp/lockfile", O_RDWR);
+	lock_truth = fopen(path, "w");
+	if (fd < 0 || lock_page == MAP_FAILED || lock_file < 0 || lock_file_again < 0 || !lock_truth)
+		die("locks");
+	reg.range.start = (unsigned long)lock_page;
+	reg.range.len = 4096;
+	if (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg))
+		die("userfaultfd");
+	for (size_t i = 0; i < sizeof(waiters) / sizeof(*waiters); i++) {
+		pthread_t thread;
+
+		errno = pthread_create(&thread, NULL, waiter_thread, &waiters[i]);
+		if (errno)
+			die("pthread_create");
+		/* The next one finds the lock taken. */
+		for (int tries = 0; tries < 500 && !(waiters[i].tid && sleeps(waiters[i].tid)); tries++)
+			usleep(20000);
+	}
+	fclose(lock_truth);
+	pause();
 	return 0;
 }
 
@@ -425,6 +545,7 @@ static int snap(const char *path)
 	static const char *const fast[] = { "pressure/cpu", "pressure/memory", "pressure/io",
 					    "interrupts", "softirqs", "schedstat", "loadavg",
 					    "timer_list", "stat", "uptime" };
+	static const char *const cpu_masks[] = { "online", "possible", "present", "isolated", "nohz_full" };
 	struct dirent *entry;
 	DIR *proc;
 
@@ -437,6 +558,16 @@ static int snap(const char *path)
 		put("/proc/%s", slow[i]);
 	put_tree("/sys/devices/system/node/node0");
 	put_tree("/sys/devices/system/node/node1");
+	for (size_t i = 0; i < sizeof(cpu_masks) / sizeof(*cpu_masks); i++)
+		put("/sys/devices/system/cpu/%s", cpu_masks[i]);
+	for (int cpu = 0; cpu < 8; cpu++) {
+		put("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+		put("/sys/devices/system/cpu/cpu%d/topology/physical_package_id", cpu);
+		for (int index = 0; index < 4; index++) {
+			put("/sys/devices/system/cpu/cpu%d/cache/index%d/level", cpu, index);
+			put("/sys/devices/system/cpu/cpu%d/cache/index%d/shared_cpu_list", cpu, index);
+		}
+	}
 	proc = opendir("/proc");
 	if (!proc)
 		die("/proc");
@@ -1040,6 +1171,8 @@ int main(int argc, char **argv)
 		return consume(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
 	if (!strcmp(what, "arena") && argc > 5)
 		return arena(atoi(argv[2]), strtoul(argv[3], NULL, 0), strtoul(argv[4], NULL, 0), argv[5]);
+	if (!strcmp(what, "locks") && argc > 2)
+		return locks(argv[2]);
 	if (!strcmp(what, "sync")) {
 		sync();
 		return 0;

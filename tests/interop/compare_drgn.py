@@ -106,6 +106,8 @@ class Comparison:
         self.kernel_log()
         self.task_records()
         self.run_queues()
+        self.cpu_details()
+        self.locks()
         self.stacks()
         if self.drgn["sched_ext"]:
             self.schedulers()
@@ -272,9 +274,10 @@ class Comparison:
         section = "tasks"
         names = (
             "pid", "tgid", "comm", "cpu", "state", "on_rq", "cpus_allowed", "nr_cpus_allowed",
-            "migration_disabled",
+            "migration_disabled", "cgroup",
         )
         self.fields(section, where, mine, {name: task[name] for name in names})
+        self.tally.check(section, f"{where} boosted_by", hexa((mine.get("boosted_by") or {}).get("kva")), task["boosted_by"])
         self.tally.check(section, f"{where} state_name", mine.get("state_name"), STATE_NAMES[task["state"]])
         self.tally.check(section, f"{where} on_cpu", mine.get("on_cpu"), bool(task["on_cpu"]))
         self.tally.check(section, f"{where} policy", mine.get("policy"), POLICIES[task["policy"]])
@@ -408,6 +411,62 @@ class Comparison:
                     "dsq_id": task["scx"]["dsq_id"],
                 },
             )
+
+    def cpu_details(self):
+        section = "cpu details"
+        own = self.own.get("cpus") or []
+        if not self.drgn["sched_ext"] and not own:
+            return
+        newest = max(rq["clock"] for rq in self.drgn["run_queues"])
+        clocks = {rq["cpu"]: rq for rq in self.drgn["run_queues"]}
+        theirs = {c["cpu"]: c for c in self.drgn["cpu_details"]}
+        for cpu, mine, row in self.paired(section, {c["cpu"]: c for c in own}, theirs):
+            where, context = f"cpu {cpu}", self.clean(mine.get("context") or {})
+            self.fields(section, where, context, row["context"])
+            if cpu < len(self.drgn["vcpus"]):
+                vcpu = self.drgn["vcpus"][cpu]
+                self.tally.check(section, f"{where} mode", context.get("mode"), "user" if vcpu["user"] else "kernel")
+                self.tally.check(section, f"{where} irqs_enabled", context.get("irqs_enabled"), vcpu["irqs"])
+            for part in ("classes", "topology"):
+                self.fields(section, f"{where} {part}", mine.get(part) or {}, row[part])
+            age = max(self.now - row["tick"]["last_jiffies"], 0)
+            tick = {**row["tick"], "age_jiffies": age, "age_ms": self.ms(age)}
+            self.fields(section, f"{where} tick", mine.get("tick") or {}, tick)
+            idle = clocks[cpu]["idle"]
+            self.tally.check(section, f"{where} entry_ns", (mine.get("idle_state") or {}).get("entry_ns"),
+                             row["entry_ns"] if idle else None)
+            self.tally.check(section, f"{where} scx_idle", mine.get("scx_idle"), row["scx_idle"])
+            servers = (mine.get("throttling") or {}).get("servers") or []
+            self.tally.check(section, f"{where} servers", len(servers), len(row["servers"]))
+            for server, drgn in zip(servers, row["servers"]):
+                self.fields(section, f"{where} server", server, drgn)
+            self.tally.check(section, f"{where} clock_behind_ns", mine.get("clock_behind_ns"),
+                             newest - clocks[cpu]["clock"])
+            curr = mine.get("curr") or {}
+            self.tally.check(section, f"{where} exec_start_ns", curr.get("exec_start_ns"), row["exec_start_ns"])
+            self.tally.check(section, f"{where} arrived_ns", curr.get("arrived_ns"),
+                             clocks[cpu]["curr_last_arrival"] or None)
+        masks, kernel = dict(self.drgn["cpu_masks"]), self.own.get("kernel") or {}
+        isolated = masks.pop("isolated")
+        self.fields(section, "kernel", kernel, masks)
+        ours = [n for part in (kernel.get("cpus_isolated") or "").split(",") if part
+                for n in range(int(part.partition("-")[0]), int(part.partition("-")[2] or part.partition("-")[0]) + 1)]
+        self.tally.check(section, "cpus_isolated", ours, isolated)
+
+    def locks(self):
+        """Locks that tasks point to. What only a stack tells has no counterpart here, but its list of waiters is the lock's own."""
+        section = "locks"
+        ours = {hexa(lock["address"]): lock for lock in self.own.get("locks") or []}
+        by = {hexa(t["waits_for"]["address"]): t["waits_for"]["found_by"] for t in self.own.get("tasks") or [] if t.get("waits_for")}
+        theirs = {int(address): row for address, row in self.drgn["locks"].items()}
+        ours = {address: lock for address, lock in ours.items() if by.get(address) != "stack" or address in theirs}
+        for address, mine, row in self.paired(section, ours, theirs):
+            kind = "rt_mutex" if mine["kind"] == "pi_futex" else mine["kind"]
+            self.tally.check(section, f"{address:#x} kind", kind, row["kind"])
+            self.tally.check(section, f"{address:#x} owner", hexa((mine.get("owner") or {}).get("kva")), row["owner"] or None)
+            self.tally.check(section, f"{address:#x} waiters", [hexa(w["kva"]) for w in mine.get("waiters") or []],
+                             row["waiters"])
+            self.tally.check(section, f"{address:#x} readers", mine.get("readers"), row.get("readers") or None)
 
     def scheduler(self, mine, theirs):
         section, where = "schedulers", f"{theirs['ops_name']}"

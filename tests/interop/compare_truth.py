@@ -198,6 +198,9 @@ class Stage:
                 "nvcsw": int(value("voluntary_ctxt_switches") or 0),
                 "nivcsw": int(value("nonvoluntary_ctxt_switches") or 0),
                 "ext": ext and int(ext[1]),
+                "wchan": (text(path / "wchan") or "").strip(),
+                "cgroup": next((line[3:] for line in (text(path / "cgroup") or "").splitlines()
+                                if line.startswith("0::")), None),
             }
         return found
 
@@ -643,8 +646,14 @@ class Comparison:
             self.tally.check(section, f"{where} state_name", info.get("state_name"), pairs[info["state"]])
         self.tally.allow(section, f"{where} state", info.get("state"), before["state"], rule,
                          info.get("state") in set("RSDI") | {after["state"]})
+        if before["cgroup"] is not None and info.get("cgroup") is not None:
+            steady("cgroup", info["cgroup"], "cgroup")
         if record is None:
             return
+        # One that has not been switched since sleeps where it slept.
+        still = all(before[n] == record[n] for n in ("nvcsw", "nivcsw"))
+        if still and before["wchan"] and before["state"] in "SDI" and info.get("state") in ("S", "D", "I"):
+            self.tally.check(section, f"{where} wchan", info.get("wchan") or "0", before["wchan"])
         steady("real_parent_pid", record.get("real_parent_pid"), "ppid")
         steady("pgid", record.get("pgid"), "pgid")
         steady("sid", record.get("sid"), "sid")

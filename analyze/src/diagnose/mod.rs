@@ -10,6 +10,7 @@ mod arena_full;
 mod bypass;
 mod error_exit;
 mod idle_cpu;
+mod lock_holder;
 mod queue;
 mod realtime;
 mod ringbuf;
@@ -90,9 +91,10 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 12] = [
+const RULES: [(&str, Rule); 13] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
+    ("lock-holder-off-cpu", lock_holder::find),
     ("arena-exhausted", arena_full::find),
     ("queue-never-consumed", queue::never_consumed),
     ("ringbuf-full", ringbuf::find),

@@ -2,8 +2,8 @@
 
 use scx_postmortem_format::report::{
     ActiveInfo, ArenaInfo, Callback, CurrTask, DsqInfo, ExitInfo, FailureDumpRingbuf, Flags, Frame,
-    Hex, MapRef, NamedId, ProgramInfo, ProgramStats, QueuedTask, RingRecord, SchedulerInfo,
-    StorageOwner,
+    Hex, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask, RingRecord,
+    SchedulerInfo, StorageOwner,
 };
 
 use super::*;
@@ -384,4 +384,61 @@ fn a_slow_callback_stands_out_from_every_other() {
     assert_eq!(rules(&report(250_000_000)), ["slow-program"]);
     assert!(rules(&report(190_000_000)).is_empty());
     assert!(rules(&report(90_000_000)).is_empty());
+}
+
+#[test]
+fn the_owner_of_a_lock_counts_while_it_is_kept_from_running() {
+    let named = |pid: i32, kva| NamedTask {
+        pid,
+        comm: format!("task-{pid}"),
+        kva: Hex(kva),
+    };
+    let mut report = stalled("0-1");
+    report.locks = vec![LockInfo {
+        kind: "mutex".into(),
+        address: Hex(0xa000),
+        owner: Some(named(7, 0x7000)),
+        waiters: vec![named(21, 0x2100), named(22, 0x2200)],
+        ..LockInfo::default()
+    }];
+    // It is not known to be off its CPU.
+    assert_eq!(rules(&report), ["queue-stopped"]);
+    if let Some(task) = report.tasks.first_mut() {
+        (task.on_cpu, task.state) = (Some(false), Some("R".into()));
+        (task.runnable_age_ms, task.dsq_id) = (Some(20_000), Some(Hex(0x42)));
+    }
+    let found = findings(&report, &[]);
+    let first = found.first().cloned().unwrap_or_default();
+    assert_eq!(
+        (first.rule.as_str(), first.confidence.as_str()),
+        ("lock-holder-off-cpu", "certain")
+    );
+    assert_eq!(
+        first.what,
+        "task-7[7] has the mutex at 0xa000 that task-21[21] and task-22[22] wait for, and has itself been runnable for 20.000s without running, on DSQ 0x42"
+    );
+    // A sleeping owner waits for something itself.
+    let mut sleeping = report.clone();
+    if let Some(task) = sleeping.tasks.first_mut() {
+        task.state = Some("D".into());
+    }
+    assert_eq!(rules(&sleeping), ["queue-stopped"]);
+    // One that was preempted just now is nobody's fault, and a long wait is likely to be.
+    let mut young = report.clone();
+    young.starved.clear();
+    assert_eq!(rules(&young), ["lock-holder-off-cpu"]);
+    assert!(
+        findings(&young, &[])
+            .iter()
+            .all(|f| f.confidence == "likely")
+    );
+    if let Some(task) = young.tasks.first_mut() {
+        task.runnable_age_ms = Some(20);
+    }
+    assert!(rules(&young).is_empty());
+    // Nobody else wants it.
+    if let Some(lock) = report.locks.first_mut() {
+        lock.waiters = vec![named(7, 0x7000)];
+    }
+    assert_eq!(rules(&report), ["queue-stopped"]);
 }

@@ -64,6 +64,28 @@ pub fn jiffies(kernel: &Kernel) -> Result<u64> {
 /// # Errors
 /// When this kernel's timekeeper cannot be found or makes no sense.
 pub fn uptime_ns(kernel: &Kernel) -> Result<u64> {
+    let (monotonic, suspended) = timekeeper(kernel)?;
+    not_negative(monotonic + suspended)
+}
+
+/// The monotonic clock (`ktime_get()`) as of the last timer tick, ns.
+///
+/// # Errors
+/// As [`uptime_ns`].
+pub fn monotonic_ns(kernel: &Kernel) -> Result<u64> {
+    not_negative(timekeeper(kernel)?.0)
+}
+
+fn not_negative(ns: i128) -> Result<u64> {
+    u64::try_from(ns).map_err(|_| Error::Implausible {
+        what: "the time since boot".into(),
+        found: format!("{ns} ns"),
+        why: "not negative, less than 584 years",
+    })
+}
+
+/// The monotonic clock, and the time that the machine was suspended.
+fn timekeeper(kernel: &Kernel) -> Result<(i128, i128)> {
     // 6.17 made it the first of an array, for auxiliary clocks.
     let data = kernel
         .global("timekeeper_data", "struct tk_data")
@@ -79,17 +101,12 @@ pub fn uptime_ns(kernel: &Kernel) -> Result<u64> {
     let seconds = tk.member("xtime_sec")?.i64()?;
     let to_monotonic = tk.member("wall_to_monotonic")?;
     let total = |seconds: i64, nsec: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nsec);
-    let boottime = total(seconds, nsec.cast_signed())
+    let monotonic = total(seconds, nsec.cast_signed())
         + total(
             to_monotonic.member("tv_sec")?.i64()?,
             to_monotonic.member("tv_nsec")?.i64()?,
-        )
-        + i128::from(tk.member("offs_boot")?.i64()?);
-    u64::try_from(boottime).map_err(|_| Error::Implausible {
-        what: "the time since boot".into(),
-        found: format!("{boottime} ns"),
-        why: "not negative, less than 584 years",
-    })
+        );
+    Ok((monotonic, i128::from(tk.member("offs_boot")?.i64()?)))
 }
 
 #[cfg(test)]

@@ -8,11 +8,13 @@
 
 pub mod bpf;
 pub mod clock;
+pub mod cpus;
 pub mod cputime;
 pub mod dsq;
 pub mod events;
 pub mod exit_info;
 pub mod irqs;
+pub mod locks;
 pub mod numa;
 pub mod printk;
 pub mod psi;

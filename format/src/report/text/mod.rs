@@ -9,6 +9,7 @@
 
 mod bpf_maps;
 mod bpf_objects;
+mod cpus;
 mod escape;
 mod kernel_side;
 mod map;

@@ -40,6 +40,8 @@ impl fmt::Display for PostmortemReport {
             section("exit", self.exit_info.as_ref().map(exit_info)),
             self.waiting(),
             self.queues(),
+            section("cpu table", Some(super::cpus::table(self))),
+            section("locks", Some(super::cpus::locks(self))),
             self.cpus(),
             section("stacks", Some(stacks(self))),
             self.counters(),
