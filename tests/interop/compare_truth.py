@@ -287,7 +287,8 @@ class Comparison:
 
     def timers(self):
         """hrtimers that /proc/timer_list shows before the core and after it, with the same function and moment, were
-        set in between as well. Those that a CPU always has are there: its tick, unless it sleeps, and its watchdog."""
+        set in between as well. Those that a CPU always has are there: its tick and its watchdog, unless it sleeps,
+        or stands in a timer's function, which is then on no list."""
         def listed(stage):
             found, cpu, clock, function = [], None, None, None
             for line in (stage.read("proc/timer_list") or "").splitlines():
@@ -311,6 +312,7 @@ class Comparison:
         for timer in sorted(set(before) & set(after)):
             self.tally.check(section, f"cpu {timer[0]} {timer[2]} at {timer[3]}", timer in ours, True)
         idle = {cpu["cpu"] for cpu in self.own.get("cpus") or [] if cpu.get("idle")}
+        idle |= {t["cpu"] for t in self.own.get("timers") or [] if t.get("running") and not t.get("function")}
         on = lambda rows, function: sorted(t[0] for t in rows if t[2] == function and t[0] not in idle)
         for function in ("tick_nohz_handler", "watchdog_timer_fn"):
             here = sorted({t[0] for t in before if t[2] == function} - idle)

@@ -34,11 +34,13 @@ const LEVEL_SHIFT: u32 = 3;
 const LATE_TICKS: u64 = 2;
 const SECTION: &str = "timers";
 
-/// The moment of the core.
+/// The moment of the core, and what may still be read.
 struct Now {
     monotonic_ns: i64,
     clock: Clock,
     tick_ns: i64,
+    /// Nodes: lists that share theirs, or whose timers cannot be read, cost no more than others.
+    left: usize,
 }
 
 /// The timers of all CPUs: hrtimers, then the wheel's, each queue in the order in which it
@@ -55,16 +57,17 @@ pub fn read(
         return timers;
     };
     let tick_ns = i64::try_from(1_000_000_000 / clock.hz.max(1)).unwrap_or(i64::MAX);
-    let now = Now {
+    let mut now = Now {
         monotonic_ns,
         clock,
         tick_ns,
+        left: MAX_TIMERS,
     };
     for cpu in kernel.cpus() {
-        if let Err(error) = hrtimers(kernel, cpu, &now, &mut timers, remarks) {
+        if let Err(error) = hrtimers(kernel, cpu, &mut now, &mut timers, remarks) {
             remarks.missing("timers.hrtimers", &error);
         }
-        if let Err(error) = wheel(kernel, cpu, &now, &mut timers, remarks) {
+        if let Err(error) = wheel(kernel, cpu, &mut now, &mut timers, remarks) {
             remarks.missing("timers.wheel", &error);
         }
     }
@@ -86,7 +89,7 @@ pub fn read(
 fn hrtimers(
     kernel: &Kernel,
     cpu: u32,
-    now: &Now,
+    now: &mut Now,
     timers: &mut Vec<TimerInfo>,
     remarks: &mut Remarks,
 ) -> Result<()> {
@@ -100,7 +103,8 @@ fn hrtimers(
         let offset = clock.member("offset")?.i64()?;
         // timerqueue_head.rb_root, of timerqueue_linked_head from 7.1 on: both begin with the root.
         let root = clock.member("active.rb_root.rb_root")?.address();
-        let walk = kernel.rbtree(root, MAX_TIMERS.saturating_sub(timers.len()));
+        let walk = kernel.rbtree(root, now.left);
+        now.left = now.left.saturating_sub(walk.items.len());
         ended(root, &walk.end, remarks);
         // A timer that runs is in no tree, unless its function has set it again.
         let running = clock.member("running")?.ptr()?;
@@ -189,7 +193,7 @@ fn hrtimer(timer: &Object<'_>, offset: i64, now: &Now) -> Result<TimerInfo> {
 fn wheel(
     kernel: &Kernel,
     cpu: u32,
-    now: &Now,
+    now: &mut Now,
     timers: &mut Vec<TimerInfo>,
     remarks: &mut Remarks,
 ) -> Result<()> {
@@ -220,7 +224,8 @@ fn wheel(
                 continue;
             }
             let head = vectors.address().add(slot * 8);
-            let walk = kernel.hlist(head, MAX_TIMERS.saturating_sub(timers.len()));
+            let walk = kernel.hlist(head, now.left);
+            now.left = now.left.saturating_sub(walk.items.len());
             ended(head, &walk.end, remarks);
             let level = u32::try_from(slot / LEVEL_SLOTS).unwrap_or(u32::MAX);
             let width = 1u64

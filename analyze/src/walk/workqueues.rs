@@ -22,10 +22,9 @@ use crate::object::Object;
 
 /// Pools: four for each CPU of a very large machine, and the unbound ones.
 const MAX_POOLS: usize = 1 << 16;
-/// Workers of one pool.
-const MAX_WORKERS: usize = 1 << 14;
-/// Workqueues, and the pools of one.
-const MAX_WORKQUEUES: usize = 1 << 14;
+/// Workers of all pools, workqueues and their pools together: lists that share their nodes cost no
+/// more than others.
+const MAX_NODES: usize = 1 << 17;
 /// `WQ_NAME_LEN`.
 const MAX_NAME: u64 = 32;
 const SECTION: &str = "workqueues";
@@ -37,6 +36,8 @@ struct Walk<'a> {
     /// Works that may still be listed.
     left: usize,
     limit: usize,
+    /// Other nodes that may still be visited.
+    nodes: usize,
     /// Bits of `work_struct.data` below a `pool_workqueue`'s address, and the one that says that
     /// there is one.
     pwq_shift: u32,
@@ -63,6 +64,7 @@ pub fn read(
         clock,
         left: limits.works,
         limit: limits.works,
+        nodes: MAX_NODES,
         pwq_shift: u32::try_from(shift).unwrap_or(0).min(63),
         is_pwq: is_pwq.cast_unsigned(),
     };
@@ -90,15 +92,11 @@ fn inactive(walk: &mut Walk<'_>, remarks: &mut Remarks) -> BTreeMap<Kva, Vec<Wor
     let Some(head) = remarks.ok("workqueues.inactive", kernel.symbol("workqueues")) else {
         return found;
     };
-    let queues = kernel.list(head, MAX_WORKQUEUES);
-    remarks.walk_end("workqueues.inactive", head, &queues.end);
-    for node in queues.items {
+    for node in walk.list("workqueues.inactive", head, remarks) {
         let read = (|| -> Result<()> {
             let queue = kernel.entry("struct workqueue_struct", "list", node)?;
             let head = queue.member("pwqs")?.address();
-            let pwqs = kernel.list(head, MAX_WORKQUEUES);
-            remarks.walk_end("workqueues.inactive", head, &pwqs.end);
-            for node in pwqs.items {
+            for node in walk.list("workqueues.inactive", head, remarks) {
                 let pwq = kernel.entry("struct pool_workqueue", "pwqs_node", node)?;
                 let works = walk.works(&pwq.member("inactive_works")?, remarks);
                 if !works.is_empty() {
@@ -161,10 +159,8 @@ impl Walk<'_> {
 
     /// The workers of a pool that have a work.
     fn busy(&mut self, head: Kva, remarks: &mut Remarks) -> Vec<BusyWorker> {
-        let workers = self.kernel.list(head, MAX_WORKERS);
-        remarks.walk_end("workqueues.pools.workers", head, &workers.end);
         let mut busy = Vec::new();
-        for node in workers.items {
+        for node in self.list("workqueues.pools.workers", head, remarks) {
             match self.worker(node, remarks) {
                 Ok(worker) => busy.extend(worker),
                 Err(error) => {
@@ -201,6 +197,14 @@ impl Walk<'_> {
             running_ms: age.map(|(since, clock)| clock.to_ms(clock.since(since))),
             scheduled: self.works(&worker.member("scheduled")?, remarks),
         }))
+    }
+
+    /// The nodes of a list of something else than works.
+    fn list(&mut self, section: &str, head: Kva, remarks: &mut Remarks) -> Vec<Kva> {
+        let list = self.kernel.list(head, self.nodes);
+        self.nodes = self.nodes.saturating_sub(list.items.len());
+        remarks.walk_end(section, head, &list.end);
+        list.items
     }
 
     /// The works on a list. One that cannot be read ends it.
