@@ -17,7 +17,7 @@ DIR then holds
 
 --stop says when the guest is stopped and its memory taken:
     dump   the kernel has noticed the failure and written its own dump text, and has
-           not touched any queue yet (stall, error; the default for them)
+           not touched any queue yet (stall, lost, error, fault; the default for them)
     mid    half-way to the watchdog's limit: the scheduler is alive
     late   the scheduler has been thrown out, scx_root is NULL
     now    at once after the truth was saved (healthy, maps, none, real schedulers), or some
@@ -54,7 +54,8 @@ from packages import KERNELS, Archive, PackageError, install_here  # noqa: E402
 import schedulers  # noqa: E402
 
 DEFAULT_APPEND = "init_on_free=1 tsc=reliable"
-STOPS = {"stall": ("dump", "mid", "late"), "error": ("dump", "mid", "late"), "healthy": ("now",), "maps": ("now",), "none": ("now",)}
+STOPS = {name: ("dump", "mid", "late") for name in ("stall", "lost", "error", "fault")}
+STOPS.update({name: ("now",) for name in ("healthy", "maps", "none")})
 STOPS.update({name: ("now",) for name in schedulers.SCHEDULERS})
 # The schedulers of bpf/fail. Their guests end with the core.
 FAILING = {

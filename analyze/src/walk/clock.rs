@@ -58,33 +58,36 @@ pub fn jiffies(kernel: &Kernel) -> Result<u64> {
     kernel.read_u64(at)
 }
 
+/// The clock of timers in ns, without suspend, as of the last timer tick (`ktime_get()` without
+/// the cycles since that tick).
+///
+/// # Errors
+/// When this kernel's timekeeper cannot be found or makes no sense.
+pub fn monotonic_ns(kernel: &Kernel) -> Result<i64> {
+    let (monotonic, _) = timekeeper(kernel)?;
+    i64::try_from(monotonic).map_err(|_| implausible(monotonic))
+}
+
 /// Time since boot in ns, suspend included, as of the last timer tick: what `/proc/uptime` shows
 /// (`ktime_get_boottime()` without the cycles since that tick).
 ///
 /// # Errors
 /// When this kernel's timekeeper cannot be found or makes no sense.
 pub fn uptime_ns(kernel: &Kernel) -> Result<u64> {
-    let (monotonic, suspended) = timekeeper(kernel)?;
-    not_negative(monotonic + suspended)
+    let (monotonic, offset) = timekeeper(kernel)?;
+    let boottime = monotonic + offset;
+    u64::try_from(boottime).map_err(|_| implausible(boottime))
 }
 
-/// The monotonic clock (`ktime_get()`) as of the last timer tick, ns.
-///
-/// # Errors
-/// As [`uptime_ns`].
-pub fn monotonic_ns(kernel: &Kernel) -> Result<u64> {
-    not_negative(timekeeper(kernel)?.0)
-}
-
-fn not_negative(ns: i128) -> Result<u64> {
-    u64::try_from(ns).map_err(|_| Error::Implausible {
+fn implausible(ns: i128) -> Error {
+    Error::Implausible {
         what: "the time since boot".into(),
         found: format!("{ns} ns"),
         why: "not negative, less than 584 years",
-    })
+    }
 }
 
-/// The monotonic clock, and the time that the machine was suspended.
+/// The monotonic clock, and by how much the time since boot is ahead of it.
 fn timekeeper(kernel: &Kernel) -> Result<(i128, i128)> {
     // 6.17 made it the first of an array, for auxiliary clocks.
     let data = kernel

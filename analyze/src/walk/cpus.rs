@@ -43,7 +43,9 @@ pub fn read(kernel: &Kernel, clock: Option<&Clock>, cpus: &mut [CpuInfo], remark
     let machine = Machine {
         kernel,
         clock,
-        now: remarks.ok("cpus.idle_state", clock::monotonic_ns(kernel)),
+        now: remarks
+            .ok("cpus.idle_state", clock::monotonic_ns(kernel))
+            .and_then(|now| u64::try_from(now).ok()),
         resched: remarks.ok("cpus.context.need_resched", resched_bits(kernel)),
         idle: IdleMasks::find(kernel, remarks),
     };
