@@ -14,7 +14,7 @@ pub struct Object {
 }
 
 /// Schedulers that fail on purpose, and two healthy ones.
-pub const DEMOS: [Object; 4] = [
+pub const DEMOS: [Object; 6] = [
     Object {
         name: "stall",
         elf: include_bytes!("../objects/stall.bpf.o"),
@@ -22,6 +22,14 @@ pub const DEMOS: [Object; 4] = [
     Object {
         name: "error",
         elf: include_bytes!("../objects/error.bpf.o"),
+    },
+    Object {
+        name: "lost",
+        elf: include_bytes!("../objects/lost.bpf.o"),
+    },
+    Object {
+        name: "fault",
+        elf: include_bytes!("../objects/fault.bpf.o"),
     },
     Object {
         name: "healthy",

@@ -17,7 +17,7 @@ DIR then holds
 
 --stop says when the guest is stopped and its memory taken:
     dump   the kernel has noticed the failure and written its own dump text, and has
-           not touched any queue yet (stall, error; the default for them)
+           not touched any queue yet (stall, lost, error, fault; the default for them)
     mid    half-way to the watchdog's limit: the scheduler is alive
     late   the scheduler has been thrown out, scx_root is NULL
     now    at once after the truth was saved (healthy, maps, none, real schedulers)
@@ -53,7 +53,8 @@ from packages import KERNELS, Archive, PackageError, install_here  # noqa: E402
 import schedulers  # noqa: E402
 
 DEFAULT_APPEND = "init_on_free=1 tsc=reliable"
-STOPS = {"stall": ("dump", "mid", "late"), "error": ("dump", "mid", "late"), "healthy": ("now",), "maps": ("now",), "none": ("now",)}
+STOPS = {name: ("dump", "mid", "late") for name in ("stall", "lost", "error", "fault")}
+STOPS.update({name: ("now",) for name in ("healthy", "maps", "none")})
 STOPS.update({name: ("now",) for name in schedulers.SCHEDULERS})
 STOP_SYMBOL = {"dump": "scx_dump_state", "mid": "__x64_sys_sync", "late": "__x64_sys_sync", "now": "__x64_sys_sync"}
 
