@@ -11,7 +11,8 @@ use scx_postmortem_format::report::reasons;
 use scx_postmortem_format::report::{
     EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo, LogRecord,
     PerCpuTimeStats, PerNodeNumaStats, PostmortemReport, Provenance, SchedStats, SchedulerInfo,
-    ScxSchedState, StarvedTask, Unavailable, UnavailableCode, VcpuRegSnapshot,
+    ScxSchedState, StarvedTask, TimerInfo, Unavailable, UnavailableCode, VcpuRegSnapshot,
+    WorkqueueInfo,
 };
 
 use crate::addr::Kva;
@@ -27,7 +28,8 @@ use crate::walk::rq::{self, CpuRq};
 use crate::walk::sched::{self, Schedulers};
 use crate::walk::tasks::{self, Tasks};
 use crate::walk::{
-    Limits, Remarks, cputime, events, exit_info, irqs, numa, printk, psi, schedstat, stacks,
+    Limits, Remarks, cputime, events, exit_info, irqs, kernel_dump, numa, printk, psi, schedstat,
+    stacks, timers, workqueues,
 };
 
 /// What to do beyond the defaults.
@@ -98,7 +100,7 @@ pub fn analyze_timed(
             rayon::join(
                 || {
                     rayon::join(
-                        || with_remarks(|r| KernelSide::read(kernel, limits, r)),
+                        || with_remarks(|r| KernelSide::read(kernel, clock.as_ref(), limits, r)),
                         || timed("scheduler", |r| scheduler_part(&scheds, clock.as_ref(), r)),
                     )
                 },
@@ -178,6 +180,8 @@ pub fn analyze_timed(
         psi: kernel_side.psi.info,
         irqs: kernel_side.irqs,
         schedstats: kernel_side.schedstats,
+        timers: kernel_side.timers,
+        workqueues: kernel_side.workqueues,
         kernel_log: kernel_side.log,
         ..PostmortemReport::new(concat!("scx-postmortem ", env!("CARGO_PKG_VERSION")))
     };
@@ -229,6 +233,10 @@ pub fn analyze_timed(
     own.anomalies = remarks.anomalies;
     own.limits = remarks.limits;
     own.warnings.clone_from(&kernel.image.warnings);
+    // After the ejection the queues are gone, and nothing is as it was.
+    if scheds.attached {
+        own.dump_differences = kernel_dump::compare(&own, clock.as_ref());
+    }
     own.findings = diagnose::findings(&own);
     report.postmortem = Some(Box::new(own));
     (report, remarks.times)
@@ -353,19 +361,29 @@ struct KernelSide {
     numa: Vec<PerNodeNumaStats>,
     irqs: Vec<IrqCount>,
     schedstats: Option<SchedStats>,
+    timers: Vec<TimerInfo>,
+    workqueues: Option<WorkqueueInfo>,
     log: Vec<LogRecord>,
 }
 
 impl KernelSide {
-    fn read(kernel: &Kernel, limits: &Limits, remarks: &mut Remarks) -> Self {
+    fn read(
+        kernel: &Kernel,
+        clock: Option<&Clock>,
+        limits: &Limits,
+        remarks: &mut Remarks,
+    ) -> Self {
         // Small parts, and one of some hundred records: no more than two go on at the same time.
-        let ((time, psi, numa, r0), (irqs, schedstats, log, r1)) = rayon::join(
+        let ((time, psi, numa, timers, workqueues, r0), (irqs, schedstats, log, r1)) = rayon::join(
             || {
                 let mut r = Remarks::default();
                 let time = r.timed("CPU time", |r| cputime::read(kernel, r));
                 let psi = r.timed("pressure", |r| psi::read(kernel, limits, r));
                 let numa = r.timed("NUMA counters", |r| numa::read(kernel, r));
-                (time, psi, numa, r)
+                let timers = r.timed("timers", |r| timers::read(kernel, clock, limits, r));
+                let workqueues =
+                    r.timed("workqueues", |r| workqueues::read(kernel, clock, limits, r));
+                (time, psi, numa, timers, workqueues, r)
             },
             || {
                 let mut r = Remarks::default();
@@ -383,6 +401,8 @@ impl KernelSide {
             numa,
             irqs,
             schedstats,
+            timers,
+            workqueues,
             log,
         }
     }

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::bpf_maps::{AllocatorInfo, ArenaInfo, Callback, MapInfo};
 use super::bpf_objects::{ActiveInfo, LinkInfo, MapRef, ProgramInfo};
+use super::deferred::{TimerInfo, WorkqueueInfo};
 use super::findings::Finding;
 use super::hex::Hex;
+use super::kernel_dump::{DumpComparison, KernelDump};
 use super::kernel_side::{IrqCount, LogRecord, PressureInfo, SchedStats};
 use super::omit::is_false;
 use super::recovered::RecoveredPointers;
@@ -57,6 +59,10 @@ pub struct PostmortemReport {
     /// How the scheduler ended. Absent when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_info: Option<ExitInfo>,
+    /// The kernel's own dump against what this report has. Absent without a dump, and after the
+    /// ejection, when the queues are gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dump_differences: Option<DumpComparison>,
     /// The scheduler's event counters at this moment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub event_counters: Vec<EventCounter>,
@@ -100,6 +106,13 @@ pub struct PostmortemReport {
     /// Statistics of the run queues. Absent in kernels that keep none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedstats: Option<SchedStats>,
+    /// Timers: by CPU, hrtimers before the wheel's, each queue as it expires. Absent when nothing
+    /// is set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timers: Vec<TimerInfo>,
+    /// Workqueues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workqueues: Option<WorkqueueInfo>,
     /// The kernel's log, the oldest record first: its end, as far as the limit reaches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernel_log: Vec<LogRecord>,
@@ -313,6 +326,12 @@ pub struct SchedulerInfo {
     /// Depth in the tree of sub-schedulers; 0 is the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<i32>,
+    /// Address of the scheduler above it. Absent for the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_kva: Option<Hex>,
+    /// Addresses of the schedulers right below it, as the kernel's list has them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Hex>,
     /// The cgroup that a sub-scheduler serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_path: Option<String>,
@@ -357,6 +376,9 @@ pub struct ExitInfo {
     /// The kernel had more to say than its buffer holds.
     #[serde(skip_serializing_if = "is_false")]
     pub dump_truncated: bool,
+    /// The dump, taken apart. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parsed_dump: Option<KernelDump>,
 }
 
 /// One frame of a stack.
