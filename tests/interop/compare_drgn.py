@@ -103,6 +103,8 @@ class Comparison:
         self.numa()
         self.irqs()
         self.schedstats()
+        self.timers()
+        self.workqueues()
         self.kernel_log()
         self.task_records()
         self.run_queues()
@@ -211,6 +213,76 @@ class Comparison:
         cpus = {str(c["cpu"]): c for c in ours.get("cpus") or []}
         for cpu, mine, row in self.paired("schedstats", cpus, {str(k): v for k, v in theirs["cpus"].items()}):
             self.fields("schedstats", f"cpu {cpu}", mine, row)
+
+    def called(self, section, where, ours, names):
+        """A function by one of its names; in memory that is no function's, it has none."""
+        self.tally.check(section, f"{where} function", ours in names or (not names and (ours or "").startswith(("0x", "bpf_"))), True)
+
+    @staticmethod
+    def who(task):
+        return task and [task["pid"], task["comm"], hexa(task["kva"])]
+
+    def timers(self):
+        section, tick = "timers", 1_000_000_000 // self.drgn["kernel"]["hz"]
+        theirs = {row["kva"]: row for row in self.drgn["timers"]}
+        # One whose function runs is on no list, and drgn does not see it.
+        ours = {hexa(t["kva"]): t for t in self.own.get("timers") or [] if not t.get("running") or hexa(t["kva"]) in theirs}
+        for kva, mine, row in self.paired(section, ours, theirs):
+            where, check = f"{row['kind']} {kva:#x}", lambda name, a, b: self.tally.check(section, f"{where} {name}", a, b)
+            for name in ("cpu", "kind", "base", "expires_ns", "expires_jiffies", "bpf_map_id"):
+                check(name, mine.get(name), row.get(name))
+            self.called(section, where, mine.get("function"), row["function"])
+            check("wakes", self.who(mine.get("wakes")), row.get("wakes"))
+            check("work", mine.get("work") in row["work"] if row.get("work") else mine.get("work"), True if row.get("work") else None)
+            if row["kind"] == "hrtimer":
+                left, late = row["left_ns"], 2 * tick
+                check("left_ns", mine.get("left_ns"), left)
+                check("overdue", bool(mine.get("overdue")), left < -late)
+            else:
+                check("left_ns", mine.get("left_ns"), row["left_jiffies"] * tick)
+                late = 8 ** (row["slot"] // 64) + 2
+                check("overdue", bool(mine.get("overdue")), row["left_jiffies"] < -late and row["base"] != "DEF")
+        # The order: by CPU, queue and expiry, as both walk.
+        queue = lambda row: (row["cpu"], row["kind"], row["base"])
+        hrtimers = [hexa(t["kva"]) for t in self.own.get("timers") or [] if t["kind"] == "hrtimer" and hexa(t["kva"]) in theirs]
+        self.tally.check(section, "order of hrtimers", hrtimers, [r["kva"] for r in self.drgn["timers"] if queue(r)[1] == "hrtimer"])
+
+    def works(self, section, where, ours, theirs):
+        shown = lambda works, address: [(address(w["kva"]), w.get("workqueue")) for w in works or []]
+        self.tally.check(section, where, shown(ours, hexa), shown(theirs, int))
+        for mine, row in zip(ours or [], theirs):
+            self.called(section, f"{where} {row['kva']:#x}", mine.get("function"), row["function"])
+
+    def workqueues(self):
+        section, ours, theirs = "workqueues", self.own.get("workqueues") or {}, self.drgn["workqueues"]
+        pools = {str(pool["id"]): pool for pool in ours.get("pools") or []}
+        for number, mine, row in self.paired(section, pools, theirs["pools"]):
+            where, check = f"pool {number}", lambda name, a, b: self.tally.check(section, f"pool {number} {name}", a, b)
+            check("kva", hexa(mine["kva"]), row["kva"])
+            check("cpu", mine.get("cpu", -1), row["cpu"])
+            check("flags", hexa(mine["flags"]["raw"]), row["flags"])
+            for name in ("nice", "nr_running", "nr_workers", "nr_idle", "progress_age_jiffies"):
+                check(name, mine.get(name), row[name])
+            check("progress_age_ms", mine.get("progress_age_ms"), self.ms(row["progress_age_jiffies"]))
+            second = self.drgn["kernel"]["hz"]
+            check("overdue", bool(mine.get("overdue")), bool(row["pending"]) and row["progress_age_jiffies"] >= second)
+            for name in ("pending", "inactive"):
+                self.works(section, f"{where} {name}", mine.get(name), row[name])
+            check("busy", len(mine.get("busy") or []), len(row["busy"]))
+            for worker, read in zip(mine.get("busy") or [], row["busy"]):
+                check("task", self.who(worker.get("task")), read["task"])
+                check("work", hexa(worker["work_kva"]), read["work_kva"])
+                self.called(section, f"{where} worker", worker.get("function"), read["function"])
+                check("workqueue", worker.get("workqueue"), read["workqueue"])
+                check("since_jiffies", worker.get("since_jiffies"), read["since_jiffies"])
+                self.works(section, f"{where} scheduled", worker.get("scheduled"), read["scheduled"])
+        mine, row = ours.get("scx_watchdog"), theirs["scx_watchdog"]
+        self.tally.check(section, "scx_watchdog", mine is not None, row is not None)
+        if mine and row:
+            self.called(section, "scx_watchdog", mine.get("function"), row["function"])
+            self.tally.check(section, "scx_watchdog kva", hexa(mine["kva"]), row["kva"])
+            self.tally.check(section, "scx_watchdog pending", mine.get("pending"), row["pending"])
+            self.tally.check(section, "scx_watchdog expires", mine.get("expires_jiffies"), row["expires_jiffies"])
 
     def kernel_log(self):
         ours, theirs = self.own.get("kernel_log") or [], self.drgn["kernel_log"]

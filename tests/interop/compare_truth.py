@@ -268,6 +268,7 @@ class Comparison:
         self.numa()
         self.interrupts()
         self.schedstats()
+        self.timers()
         self.kernel_log()
         self.programs()
         self.links()
@@ -281,6 +282,41 @@ class Comparison:
         else:
             ok = ours is not None and low <= ours <= high
             self.tally.allow(section, where, ours, f"{low} to {high}", rule, ok)
+
+    # Timers
+
+    def timers(self):
+        """hrtimers that /proc/timer_list shows before the core and after it, with the same function and moment, were
+        set in between as well. Those that a CPU always has are there: its tick and its watchdog, unless it sleeps,
+        or stands in a timer's function, which is then on no list."""
+        def listed(stage):
+            found, cpu, clock, function = [], None, None, None
+            for line in (stage.read("proc/timer_list") or "").splitlines():
+                if match := re.match(r"cpu: (\d+)", line):
+                    cpu = int(match[1])
+                elif match := re.match(r" clock (\d+):", line):
+                    clock = int(match[1])
+                elif match := re.match(r" #\d+: <[0-9a-f]+>, (\S+), ", line):
+                    function = match[1]
+                elif match := re.match(r" # expires at \d+-(\d+) nsecs", line):
+                    found.append((cpu, clock, function, int(match[1])))
+            return found
+
+        section = "timers"
+        before, after = listed(self.before), listed(self.after)
+        if not before or not after:
+            return
+        names = ("MONOTONIC", "REALTIME", "BOOTTIME", "TAI", "MONOTONIC_SOFT", "REALTIME_SOFT", "BOOTTIME_SOFT", "TAI_SOFT")
+        ours = {(t["cpu"], names.index(t["base"]), t.get("function"), t.get("expires_ns"))
+                for t in self.own.get("timers") or [] if t["kind"] == "hrtimer"}
+        for timer in sorted(set(before) & set(after)):
+            self.tally.check(section, f"cpu {timer[0]} {timer[2]} at {timer[3]}", timer in ours, True)
+        idle = {cpu["cpu"] for cpu in self.own.get("cpus") or [] if cpu.get("idle")}
+        idle |= {t["cpu"] for t in self.own.get("timers") or [] if t.get("running") and not t.get("function")}
+        on = lambda rows, function: sorted(t[0] for t in rows if t[2] == function and t[0] not in idle)
+        for function in ("tick_nohz_handler", "watchdog_timer_fn"):
+            here = sorted({t[0] for t in before if t[2] == function} - idle)
+            self.tally.check(section, f"CPUs with {function}", on(ours, function), here)
 
     # The guest's kernel
 

@@ -30,13 +30,15 @@ from drgn.helpers.linux.cpumask import cpumask_to_cpulist, for_each_cpu, for_eac
 from drgn.helpers.linux.irq import (
     for_each_irq_desc, irq_desc_action_names, irq_desc_chip_name, irq_desc_kstat_cpu,
 )
+from drgn.helpers.linux.idr import idr_for_each_entry
 from drgn.helpers.linux.list import list_for_each, list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu, per_cpu_ptr
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.nodemask import for_each_online_node
 from drgn.helpers.linux.printk import get_printk_records
 from drgn.helpers.linux.sched import task_cpu, task_state_to_char
-from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns
+from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns, ktime_get_coarse_ns
+from drgn.helpers.linux.timer import hrtimer_clock_base_for_each, timer_base_for_each, timer_base_names
 
 ULONG = "unsigned long"
 CHARS = "char *"
@@ -99,10 +101,13 @@ GLOBALS = {
     "scx_tasks": "struct list_head",
     "scx_watchdog_timeout": ULONG,
     "scx_watchdog_timestamp": ULONG,
+    "scx_watchdog_work": "struct delayed_work",
     "sparse_irqs": "struct maple_tree",
     "stop_sched_class": "struct sched_class",
     "timekeeper_data": lambda prog: prog.array_type(prog.type("struct tk_data"), 1),
     "tk_core": tk_core,
+    "worker_pool_idr": "struct idr",
+    "workqueues": "struct list_head",
     # fs/proc/array.c: R, S, D, T, t, X, Z, P, I
     "task_state_array": lambda prog: prog.array_type(prog.type("const char *"), 9),
 }
@@ -747,6 +752,88 @@ class Reader:
             },
         }
 
+    def function(self, at):
+        """What a function's address can be called; several symbols can be there."""
+        return sorted({symbol.name for symbol in self.prog.symbols(at) if symbol.address == at})
+
+    def task_of(self, task):
+        return [task.pid.value_(), text(task.comm), task.value_()] if task else None
+
+    def timers(self):
+        rows, now = [], ktime_get_coarse_ns(self.prog).value_()
+        jiffies = self.prog["jiffies_64"].value_()
+        clocks = {e.value: e.name[len("HRTIMER_BASE_"):] for e in self.prog.type("enum hrtimer_base_type").enumerators}
+        wheels = [name[len("BASE_"):] for name in timer_base_names(self.prog)]
+        for cpu in self.cpus:
+            for index, clock in enumerate(per_cpu(self.prog["hrtimer_bases"], cpu).clock_base):
+                for timer in hrtimer_clock_base_for_each(clock.address_of_()):
+                    called = self.function(timer.function.value_())
+                    row = {"cpu": cpu, "kind": "hrtimer", "base": clocks[index], "kva": timer.value_(), "function": called,
+                           "expires_ns": timer.node.expires.value_(),
+                           "left_ns": timer.node.expires.value_() - clock.offset.value_() - now}
+                    if "hrtimer_wakeup" in called:
+                        row["wakes"] = self.task_of(container_of(timer, "struct hrtimer_sleeper", "timer").task)
+                    if "bpf_timer_cb" in called:
+                        row["bpf_map_id"] = container_of(timer, "struct bpf_hrtimer", "timer").cb.map.id.value_()
+                    rows.append(row)
+            for name, base in zip(wheels, per_cpu(self.prog["timer_bases"], cpu)):
+                for timer in timer_base_for_each(base.address_of_()):
+                    called = self.function(timer.function.value_())
+                    row = {"cpu": cpu, "kind": "wheel", "base": name, "kva": timer.value_(), "function": called,
+                           "expires_jiffies": timer.expires.value_(), "left_jiffies": timer.expires.value_() - jiffies,
+                           # Which list it is on, the timer itself knows (timer_get_idx()).
+                           "slot": timer.flags.value_() >> 22}
+                    if "delayed_work_timer_fn" in called:
+                        row["work"] = self.function(container_of(timer, "struct delayed_work", "timer").work.func.value_())
+                    if "process_timeout" in called:
+                        row["wakes"] = self.task_of(container_of(timer, "struct process_timer", "timer").task)
+                    rows.append(row)
+        return rows
+
+    def work(self, work):
+        data, queue = work.data.counter.value_(), None
+        if data & 4:  # WORK_STRUCT_PWQ; the address stands above the 8 bits of flags and colour
+            queue = text(Object(self.prog, "struct pool_workqueue *", data & 0xFFFFFFFFFFFFFF00).wq.name)
+        return {"kva": work.value_(), "function": self.function(work.func.value_()), "workqueue": queue}
+
+    def works(self, head):
+        return [self.work(work) for work in list_for_each_entry("struct work_struct", head.address_of_(), "entry")]
+
+    def workqueues(self):
+        jiffies, pools = self.prog["jiffies_64"].value_(), {}
+        for number, pointer in idr_for_each_entry(self.prog["worker_pool_idr"].address_of_(), "struct worker_pool"):
+            pool = pointer
+            progress = pool.last_progress_ts if has(pool, "last_progress_ts") else pool.watchdog_ts
+            busy = []
+            for worker in list_for_each_entry("struct worker", pool.workers.address_of_(), "node"):
+                if worker.current_work:
+                    busy.append({
+                        "task": self.task_of(worker.task), "work_kva": worker.current_work.value_(),
+                        "function": self.function(worker.current_func.value_()),
+                        "workqueue": text(worker.current_pwq.wq.name),
+                        "since_jiffies": value(worker, "current_start") if has(worker, "current_start") else None,
+                        "scheduled": self.works(worker.scheduled),
+                    })
+            pools[number] = {
+                "kva": pool.value_(), "cpu": pool.cpu.value_(), "nice": pool.attrs.nice.value_(),
+                "flags": pool.flags.value_(), "nr_running": pool.nr_running.value_(), "nr_workers": pool.nr_workers.value_(),
+                "nr_idle": pool.nr_idle.value_(), "progress_age_jiffies": jiffies - progress.value_(),
+                "busy": busy, "pending": self.works(pool.worklist), "inactive": [],
+            }
+        by_address = {pool["kva"]: pool for pool in pools.values()}
+        for queue in list_for_each_entry("struct workqueue_struct", self.prog["workqueues"].address_of_(), "list"):
+            for pwq in list_for_each_entry("struct pool_workqueue", queue.pwqs.address_of_(), "pwqs_node"):
+                by_address[pwq.pool.value_()]["inactive"] += self.works(pwq.inactive_works)
+        watchdog = self.global_("scx_watchdog_work")
+        return {
+            "pools": pools,
+            "scx_watchdog": None if watchdog is None else {
+                "kva": watchdog.address_, "function": self.function(watchdog.work.func.value_()),
+                "pending": bool(watchdog.work.data.counter.value_() & 1),
+                "expires_jiffies": watchdog.timer.expires.value_() if watchdog.timer.entry.pprev else None,
+            },
+        }
+
     def kernel_log(self):
         ring, comms = self.prog["prb"].desc_ring, {}
         if has(ring.infos, "comm"):
@@ -806,6 +893,8 @@ def read(path, vmlinux=None):
         "numa": reader.numa(),
         "irqs": reader.irqs(),
         "schedstats": reader.schedstats(),
+        "timers": reader.timers(),
+        "workqueues": reader.workqueues(),
         "kernel_log": reader.kernel_log(),
         **({"stacks": stacks} if stacks else {}),
     }
