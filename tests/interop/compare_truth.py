@@ -266,6 +266,8 @@ class Comparison:
             self.state_in_dump()
             self.starved()
         self.task_list()
+        self.cpu_masks()
+        self.locks()
         self.cpu_time()
         self.pressure()
         self.numa()
@@ -704,6 +706,53 @@ class Comparison:
             self.within(section, f"{where} {name}", before[name], record[name], after[name])
         # /proc scales utime and stime so that their sum is the precise runtime; the report has the
         # raw tick counts. Only their order of magnitude can be compared: see docs/interop.md.
+
+    def locks(self):
+        """Who waits for what and who has it, as `guestkit locks` arranged it."""
+        section = "locks and roles"
+        roles = text(self.before.path.parent / "locks" / "roles.txt")
+        if roles is None:
+            return
+        # name, thread id, address of a futex
+        roles = {name: (int(tid), int(word, 16)) for name, tid, word in map(str.split, roles.splitlines())}
+        tasks = {t["pid"]: t for t in self.own.get("tasks") or []}
+        locks = {lock["address"]: lock for lock in self.own.get("locks") or []}
+        for name, kind, owner in (
+            ("lock-mutex-1", "mutex", "lock-holder"), ("lock-mutex-2", "mutex", "lock-holder"),
+            ("lock-rwsem", "rwsem", "lock-holder"), ("lock-futex", "futex", None),
+            ("lock-pi", "pi_futex", "lock-pi-owner"),
+        ):
+            tid, word = roles[name]
+            waits = tasks.get(tid, {}).get("waits_for") or {}
+            lock = locks.get(waits.get("address")) or {}
+            self.tally.check(section, f"{name} kind", waits.get("kind"), kind)
+            self.tally.check(section, f"{name} owner", (lock.get("owner") or {}).get("pid"), owner and roles[owner][0])
+            self.tally.check(section, f"{name} word", int(lock.get("user_address") or "0", 16), word)
+            waiters = [w["pid"] for w in lock.get("waiters") or []]
+            self.tally.check(section, f"{name} is among the waiters", tid in waiters, True)
+        boosted = tasks.get(roles["lock-pi-owner"][0], {}).get("boosted_by") or {}
+        self.tally.check(section, "lock-pi-owner boosted_by", boosted.get("pid"), roles["lock-pi"][0])
+
+    def cpu_masks(self):
+        """Masks and topology in /sys; guests made before these were saved have none."""
+        section, top = "CPUs and /sys", "sys/devices/system/cpu"
+        kernel = self.own.get("kernel") or {}
+        for name in ("online", "possible", "present", "isolated", "nohz_full"):
+            theirs = self.before.read(f"{top}/{name}")
+            if theirs is not None:
+                # Without nohz_full= there is no mask to print.
+                theirs = theirs.strip().replace("(null)", "")
+                self.tally.check(section, name, kernel.get(f"cpus_{name}"), theirs)
+        for cpu in self.own.get("cpus") or []:
+            number, topology = cpu["cpu"], cpu.get("topology") or {}
+            files = {"core": "topology/thread_siblings_list", "package": "topology/physical_package_id"}
+            for index in range(4):
+                if (self.before.read(f"{top}/cpu{number}/cache/index{index}/level") or "").strip() == "3":
+                    files["llc"] = f"cache/index{index}/shared_cpu_list"
+            for name, file in files.items():
+                theirs = self.before.read(f"{top}/cpu{number}/{file}")
+                if theirs is not None:
+                    self.tally.check(section, f"cpu {number} {name}", str(topology.get(name)), theirs.strip())
 
     def cpu_time(self):
         section = "per_cpu_time"
