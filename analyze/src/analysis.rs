@@ -229,6 +229,7 @@ pub fn analyze_timed(
     own.anomalies = remarks.anomalies;
     own.limits = remarks.limits;
     own.warnings.clone_from(&kernel.image.warnings);
+    own.warnings.extend(kernel.image.memory.damage());
     own.findings = diagnose::findings(&own, &report.maps);
     report.postmortem = Some(Box::new(own));
     (report, remarks.times)

@@ -11,11 +11,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::error::OpenError;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
-use scx_postmortem_analyze::reduce::{self as reducing, ReduceError};
+use scx_postmortem_analyze::reduce::{self as reducing, ReduceError, Reduced};
 use scx_postmortem_analyze::source::{self, Image};
 use scx_postmortem_analyze::tables;
 use scx_postmortem_analyze::walk::Limits;
-use scx_postmortem_format::capture::{AtomicFile, Existing, Summary};
+use scx_postmortem_format::capture::{AtomicFile, Existing};
 use scx_postmortem_format::report::{
     Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, brief_report, text_report,
 };
@@ -47,6 +47,7 @@ Examples:
   analyze info stall.core.zst                 what is in this file, in milliseconds
   analyze verify stall.core.zst               check every frame
   analyze export stall.core.zst -o core.elf   for drgn, crash, gdb
+  analyze reduce stall.core.zst -o small.core.zst   only what the report needs, for a bug report or a test
 ";
 
 const EXIT_CODES: &str = "\
@@ -131,7 +132,7 @@ struct ReportArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// End the text after the findings.
-    #[arg(long, conflicts_with = "format")]
+    #[arg(long)]
     brief: bool,
     /// Where to write it; appears only when complete. Default, and `-`: standard output.
     #[arg(short, long, value_name = "FILE")]
@@ -195,7 +196,7 @@ pub(crate) fn run() -> ExitCode {
         ErrorKind::ArgumentConflict => Cli::command()
             .error(
                 ErrorKind::InvalidSubcommand,
-                "a report takes one FILE; a command comes first and is one of info, verify, export",
+                "a report takes one FILE; a command comes first and is one of info, verify, reduce, export",
             )
             .exit(),
         _ => error.exit(),
@@ -258,6 +259,10 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     let Some(file) = &args.file else {
         return Err(Failure(2, "no file given; see --help".into()));
     };
+    if args.brief && !matches!(args.format, Format::Text) {
+        let sentence = "--brief shortens the text; expected no --format json with it";
+        return Err(Failure(2, sentence.into()));
+    }
     args.check_files(file)?;
     let start = Instant::now();
     let mut image = Image::open(file)?;
@@ -436,29 +441,37 @@ fn reduced(
     inputs: &[&Path],
     output: &Path,
     doing: &'static str,
-    run: impl FnOnce(source::OnProgress<'_>) -> Result<Summary, ReduceError>,
+    run: impl FnOnce(source::OnProgress<'_>) -> Result<Reduced, ReduceError>,
 ) -> Result<u8, Failure> {
+    let file = inputs.first().copied().unwrap_or(output);
     source::may_write(output, inputs, false).map_err(|s| Failure(exit::OUTPUT, s))?;
     let progress = Progress::new(doing);
-    let summary = run(&|done, total| {
+    let reduced = run(&|done, total| {
         progress.show(done, total);
     });
     progress.clear();
-    let summary = summary.map_err(|error| match error {
+    let reduced = reduced.map_err(|error| match error {
         ReduceError::Input(error @ OpenError::NoKernel { .. }) => {
             Failure(exit::NO_KERNEL, error.to_string())
         }
         ReduceError::Input(error) => error.into(),
         ReduceError::Tables(why) => Failure(exit::UNUSABLE_FILE, why),
+        damaged @ ReduceError::Damaged { .. } => Failure(exit::UNUSABLE_FILE, damaged.to_string()),
         other => Failure(exit::OUTPUT, other.to_string()),
     })?;
     if std::io::stderr().is_terminal() {
         eprintln!(
             "{}: {} KiB of memory in {} KiB",
             output.display(),
-            summary.memory_bytes >> 10,
-            summary.file_bytes >> 10
+            reduced.summary.memory_bytes >> 10,
+            reduced.summary.file_bytes >> 10
         );
+    }
+    if let Some(warning) = reduced.warnings.first() {
+        return Err(Failure(
+            exit::DEGRADED,
+            format!("{}: reduced, but {warning}", file.display()),
+        ));
     }
     Ok(exit::OK)
 }

@@ -111,8 +111,10 @@ impl Recorder {
 
 impl PhysicalMemory for Recorder {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
+        // What cannot be read is nothing to keep.
+        self.memory.read(gpa, buf)?;
         self.note(gpa, buf.len());
-        self.memory.read(gpa, buf)
+        Ok(())
     }
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
@@ -140,6 +142,10 @@ impl PhysicalMemory for Shared {
 
     fn regions(&self) -> &[Region] {
         self.0.regions()
+    }
+
+    fn damage(&self) -> Vec<String> {
+        self.0.memory.damage()
     }
 }
 
@@ -170,6 +176,23 @@ pub enum ReduceError {
         "the report on the reduced capture is not the one on the whole file (first at {0}); this is a fault of analyze, please report it"
     )]
     Different(String),
+    /// The file is damaged where the report needs it, so nothing that is kept gives its report.
+    #[error("{path}: {damage}; a file is reduced when it is whole: copy it again")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        damage: String,
+    },
+}
+
+/// A capture that was reduced.
+#[derive(Debug, Clone)]
+pub struct Reduced {
+    /// What was written.
+    pub summary: Summary,
+    /// What is wrong with the file that it was made of, without a difference to the report.
+    pub warnings: Vec<String>,
 }
 
 /// A file and what a report on it read.
@@ -180,6 +203,7 @@ struct Recorded {
     tail_notes: Vec<Note>,
     kernel: Kernel,
     report: FailureDumpReport,
+    warnings: Vec<String>,
 }
 
 impl Recorded {
@@ -225,6 +249,11 @@ impl Recorded {
 
         let kernel = Kernel::find(image, &Overrides::default()).map_err(no_kernel)?;
         let report = analysis::analyze(&kernel, &Options::default());
+        let warnings = kernel.image.warnings.clone();
+        if let Some(damage) = kernel.image.memory.damage().into_iter().next() {
+            let path = file.display().to_string();
+            return Err(ReduceError::Damaged { path, damage });
+        }
         Ok(Self {
             recorder,
             manifest,
@@ -232,6 +261,7 @@ impl Recorded {
             tail_notes,
             kernel,
             report,
+            warnings,
         })
     }
 
@@ -244,7 +274,7 @@ impl Recorded {
         level: i32,
         progress: OnProgress<'_>,
         check: impl FnOnce(&Path, FailureDumpReport) -> Result<(), ReduceError>,
-    ) -> Result<Summary, ReduceError> {
+    ) -> Result<Reduced, ReduceError> {
         let Self {
             recorder,
             mut manifest,
@@ -252,6 +282,7 @@ impl Recorded {
             tail_notes,
             kernel,
             report,
+            warnings,
         } = self;
         drop(kernel);
         manifest.tool = ToolInfo {
@@ -283,7 +314,7 @@ impl Recorded {
             write_capture(written.file(), &spec, &*recorder, &options).map_err(|e| failed(&e))?;
         check(written.temporary_path(), report)?;
         written.commit().map_err(|e| failed(&e))?;
-        Ok(summary)
+        Ok(Reduced { summary, warnings })
     }
 }
 
@@ -304,7 +335,7 @@ pub fn reduce(
     output: &Path,
     level: i32,
     progress: OnProgress<'_>,
-) -> Result<Summary, ReduceError> {
+) -> Result<Reduced, ReduceError> {
     let mut recorded = Recorded::new(file)?;
     let recorder = Arc::clone(&recorded.recorder);
     let mut elsewhere = Vec::new();
@@ -357,6 +388,7 @@ pub fn reduce(
             .iter()
             .map(|extent| not_captured(extent.gpa, extent.bytes, &elsewhere_rule)),
     );
+    let damage = recorded.warnings.first().cloned();
     recorded.write(
         memory,
         "analyze reduce",
@@ -371,7 +403,16 @@ pub fn reduce(
             let kernel =
                 Kernel::find(again, &Overrides::default()).map_err(|why| no_kernel(file, why))?;
             let after = analysis::analyze(&kernel, &Options::default());
-            difference(before, after).map_or(Ok(()), |place| Err(ReduceError::Different(place)))
+            let Some(place) = difference(before, after) else {
+                return Ok(());
+            };
+            Err(match damage {
+                Some(damage) => ReduceError::Damaged {
+                    path: file.display().to_string(),
+                    damage,
+                },
+                None => ReduceError::Different(place),
+            })
         },
     )
 }
@@ -386,7 +427,7 @@ pub fn tables(
     output: &Path,
     level: i32,
     progress: OnProgress<'_>,
-) -> Result<Summary, ReduceError> {
+) -> Result<Reduced, ReduceError> {
     let mut recorded = Recorded::new(file)?;
     let recorder = Arc::clone(&recorded.recorder);
     let kernel = &recorded.kernel;
@@ -504,6 +545,8 @@ fn difference(before: FailureDumpReport, after: FailureDumpReport) -> Option<Str
     let lines = |mut report: FailureDumpReport| {
         if let Some(own) = &mut report.postmortem {
             own.input = None;
+            // Of the file, not of the guest.
+            own.warnings.clear();
             own.provenance.clear();
             // An early image is not carried over.
             own.unavailable.retain(|u| u.section != "early");

@@ -173,4 +173,10 @@ impl PhysicalMemory for Supplied {
     fn regions(&self) -> &[Region] {
         self.inner.regions()
     }
+
+    fn damage(&self) -> Vec<String> {
+        let mut all = self.inner.damage();
+        all.extend(self.tables.memory.damage());
+        all
+    }
 }
