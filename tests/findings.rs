@@ -63,8 +63,8 @@ const GUESTS: [(&str, &str, &str); 10] = [
     ),
     (
         "lock",
-        "queue-stopped",
-        "DSQ 0x10c4 was served before, and its first task waits: owner[",
+        "lock-holder-off-cpu",
+        "that waiter-1[138] and waiter-0[137] wait for, and has itself been runnable for 10.848s without running, on DSQ 0x10c4",
     ),
     (
         "ring",
@@ -84,7 +84,7 @@ const GUESTS: [(&str, &str, &str); 10] = [
     (
         "stuck",
         "cpu-stuck",
-        "CPU 0 has been in the kernel without a tick for 8.006s, with pulse-1[137]: in the BPF program stuck_select_cpu() at stuck.bpf.c:28",
+        "CPU 0 has been in the kernel with interrupts off, without a tick for 8.006s, with pulse-1[137]: in the BPF program stuck_select_cpu() at stuck.bpf.c:28",
     ),
 ];
 

@@ -40,11 +40,24 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
         || format!("in {inner}"),
         |(_, frame)| format!("in the BPF program {}", program_place(frame)),
     );
+    let irqs_off = cpu
+        .context
+        .as_ref()
+        .is_some_and(|context| context.irqs_enabled == Some(false));
     let mut draft = Draft::new(
-        Confidence::Likely,
+        if irqs_off {
+            Confidence::Certain
+        } else {
+            Confidence::Likely
+        },
         format!(
-            "CPU {} has been in the kernel without a tick for {}.{:03}s, with {}: {place}",
+            "CPU {} has been in the kernel{} without a tick for {}.{:03}s, with {}: {place}",
             cpu.cpu,
+            if irqs_off {
+                " with interrupts off,"
+            } else {
+                ""
+            },
             behind / 1_000_000_000,
             behind / 1_000_000 % 1000,
             who(curr),
@@ -54,6 +67,9 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
     .rests_on(format_args!("cpus/{at}/clock_ns"), clock)
     .rests_on(format_args!("cpus/{at}/idle"), false)
     .rests_on(format_args!("tasks/{task_at}/stack/0/symbol"), inner);
+    if irqs_off {
+        draft = draft.rests_on(format_args!("cpus/{at}/context/irqs_enabled"), false);
+    }
     if let Some((index, frame)) = program {
         draft = draft.rests_on(
             format_args!("tasks/{task_at}/stack/{index}/source"),
