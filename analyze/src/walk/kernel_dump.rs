@@ -26,6 +26,8 @@ const MAX_LINE: usize = 512;
 const MAX_DIFFERENCES: usize = 100;
 /// How much later than the dump a core can be for its tasks to be compared, seconds.
 const MAX_LATE_S: u64 = 4;
+/// `SCX_DSQ_LOCAL`, the same in all kernels.
+const SCX_DSQ_LOCAL: Hex = Hex(0x8000_0000_0000_0002);
 
 /// Which lines come next.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -419,7 +421,11 @@ fn tasks(tally: &mut DumpComparison, dump: &KernelDump, report: &PostmortemRepor
         // Runnable since before the dump began: nothing has happened to it since.
         let still = place.filter(|((at, _), first)| clock.jiffies.wrapping_sub(*at) > *first);
         let ours = by_pid.get(&line.pid).filter(|_| still.is_some());
-        let Some(ours) = ours else {
+        // The CPUs go on while one of them writes: a task can be dispatched and not have run yet.
+        let dispatched = |ours: &TaskInfo| {
+            ours.dsq_id == Some(SCX_DSQ_LOCAL) && line.dsq_id != Some(SCX_DSQ_LOCAL)
+        };
+        let Some(ours) = ours.filter(|ours| !dispatched(ours)) else {
             tally.moved = tally.moved.saturating_add(1);
             continue;
         };
