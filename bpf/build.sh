@@ -38,8 +38,8 @@ fi
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-for source in *.bpf.c; do
-	object="${source%.c}.o"
+for source in *.bpf.c fail/*.bpf.c; do
+	object=$(basename "${source%.c}.o")
 	# -g gives the BTF that the loader needs; the DWARF that comes with it goes again.
 	"$CLANG" -target bpf -mcpu=v3 -O2 -g -std=gnu11 -Wall -Wextra -Werror \
 		-Wno-unused-const-variable -Wno-unused-parameter -Wno-unknown-attributes \

@@ -139,3 +139,23 @@ fn threads_do_not_show() {
         }
     }
 }
+
+/// What the README shows of a report is what the report says.
+#[test]
+fn the_readme_shows_the_golden_report() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let golden = root.join("corpus/stall-6.18/report.txt.snap");
+    let golden = std::fs::read_to_string(golden).unwrap();
+    let start = readme.find("    scx-postmortem 0.").unwrap();
+    let end = readme.find("All tests (no guest").unwrap();
+    let shown: Vec<&str> = readme[start..end].lines().map(str::trim_end).collect();
+    assert!(shown.len() > 30, "{} lines", shown.len());
+    for line in shown.iter().filter(|l| !l.is_empty() && l.trim() != "…") {
+        let line = line.strip_prefix("    ").unwrap();
+        assert!(
+            golden.lines().any(|l| l == line),
+            "the report has no {line:?}"
+        );
+    }
+}

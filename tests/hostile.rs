@@ -127,3 +127,54 @@ impl PhysicalMemory for Shared {
         self.0.regions()
     }
 }
+
+/// The report's JSON without what it says about the file, and whether it says that something is
+/// wrong with that.
+fn report_of(path: &std::path::Path) -> Option<(String, bool)> {
+    let kernel = Kernel::find(Image::open(path).ok()?, &Overrides::default()).ok()?;
+    let mut report = analysis::analyze(&kernel, &Options::default());
+    let own = report.postmortem.as_mut().unwrap();
+    let told = own.warnings.iter().any(|w| w.contains(" is corrupt"));
+    own.warnings.clear();
+    let json = scx_postmortem_format::report::FailureDumpReportAny::from(report);
+    Some((json.to_json().unwrap(), told))
+}
+
+#[test]
+fn a_report_that_a_corrupt_frame_changed_says_so() {
+    use std::os::unix::fs::FileExt;
+
+    let entry = scx_postmortem_tests::entry("stall-6.18").unwrap();
+    // Of only the pages that the report reads, so that damage has something to hit.
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    scx_postmortem_analyze::reduce::reduce(&entry.capture(), None, copy.path(), 1, &|_, _| {})
+        .unwrap();
+    // The reduced capture took the place of the file that the handle is of.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(copy.path())
+        .unwrap();
+    let bytes = std::fs::read(copy.path()).unwrap();
+    let (whole, told) = report_of(copy.path()).unwrap();
+    assert!(!told);
+    let (mut changed, mut same) = (0, 0);
+    for at in (1..80).map(|i| bytes.len() * i / 80) {
+        file.write_all_at(&[bytes[at] ^ 0x10], at as u64).unwrap();
+        if let Some((report, told)) = report_of(copy.path()) {
+            assert!(
+                told || report == whole,
+                "byte {at} changed the report without a word"
+            );
+            if report == whole {
+                same += 1;
+            } else {
+                changed += 1;
+            }
+        }
+        file.write_all_at(&bytes[at..=at], at as u64).unwrap();
+    }
+    assert!(
+        changed > 0 && same > 0,
+        "{changed} changed, {same} the same"
+    );
+}

@@ -11,7 +11,8 @@ use scx_postmortem_format::report::reasons;
 use scx_postmortem_format::report::{
     EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo, LogRecord,
     PerCpuTimeStats, PerNodeNumaStats, PostmortemReport, Provenance, SchedStats, SchedulerInfo,
-    ScxSchedState, StarvedTask, Unavailable, UnavailableCode, VcpuRegSnapshot,
+    ScxSchedState, StarvedTask, TimerInfo, Unavailable, UnavailableCode, VcpuRegSnapshot,
+    WorkqueueInfo,
 };
 
 use crate::addr::Kva;
@@ -27,7 +28,8 @@ use crate::walk::rq::{self, CpuRq};
 use crate::walk::sched::{self, Schedulers};
 use crate::walk::tasks::{self, Tasks};
 use crate::walk::{
-    Limits, Remarks, cputime, events, exit_info, irqs, numa, printk, psi, schedstat, stacks,
+    Limits, Remarks, cpus, cputime, events, exit_info, irqs, kernel_dump, locks, numa, printk, psi,
+    schedstat, stacks, timers, workqueues,
 };
 
 /// What to do beyond the defaults.
@@ -98,7 +100,7 @@ pub fn analyze_timed(
             rayon::join(
                 || {
                     rayon::join(
-                        || with_remarks(|r| KernelSide::read(kernel, limits, r)),
+                        || with_remarks(|r| KernelSide::read(kernel, clock.as_ref(), limits, r)),
                         || timed("scheduler", |r| scheduler_part(&scheds, clock.as_ref(), r)),
                     )
                 },
@@ -124,7 +126,7 @@ pub fn analyze_timed(
         .collect();
     elsewhere.extend(dsqs.iter().flat_map(|dsq| dsq.tasks.iter().copied()));
     elsewhere.retain(|at| !at.is_null());
-    let (enriched, mut infos) = remarks.timed("tasks", |r| {
+    let (mut enriched, mut infos) = remarks.timed("tasks", |r| {
         let all = tasks.collect(&elsewhere, r);
         let first: HashSet<Kva> = elsewhere.iter().copied().collect();
         let kept = tasks::keep(all, &first, limits, r);
@@ -133,6 +135,8 @@ pub fn analyze_timed(
     remarks.timed("stacks", |r| {
         stacks::read(kernel, &bpf, &btfs, &mut infos, limits, r);
     });
+    locks::match_slow_paths(&mut enriched, &infos);
+    let locks = remarks.timed("locks", |r| locks::read(kernel, &mut infos, r));
 
     let mut report = FailureDumpReport {
         maps: maps.shared,
@@ -171,6 +175,7 @@ pub fn analyze_timed(
         exit_info: state.exit,
         event_counters: state.counters,
         tasks: infos,
+        locks,
         maps: maps.own,
         arenas: maps.heap.arenas,
         allocators: maps.heap.infos,
@@ -178,6 +183,8 @@ pub fn analyze_timed(
         psi: kernel_side.psi.info,
         irqs: kernel_side.irqs,
         schedstats: kernel_side.schedstats,
+        timers: kernel_side.timers,
+        workqueues: kernel_side.workqueues,
         kernel_log: kernel_side.log,
         ..PostmortemReport::new(concat!("scx-postmortem ", env!("CARGO_PKG_VERSION")))
     };
@@ -195,6 +202,9 @@ pub fn analyze_timed(
         report.rq_scx_states.push(rq.state);
         own.cpus.push(rq.info);
     }
+    remarks.timed("CPUs", |r| {
+        cpus::read(kernel, clock.as_ref(), &mut own.cpus, r);
+    });
     for dsq in dsqs {
         report.dsq_states.extend(dsq.state);
         own.dsqs.push(dsq.info);
@@ -229,7 +239,12 @@ pub fn analyze_timed(
     own.anomalies = remarks.anomalies;
     own.limits = remarks.limits;
     own.warnings.clone_from(&kernel.image.warnings);
-    own.findings = diagnose::findings(&own);
+    own.warnings.extend(kernel.image.memory.damage());
+    // After the ejection the queues are gone, and nothing is as it was.
+    if scheds.attached {
+        own.dump_differences = kernel_dump::compare(&own, clock.as_ref());
+    }
+    own.findings = diagnose::findings(&own, &report.maps);
     report.postmortem = Some(Box::new(own));
     (report, remarks.times)
 }
@@ -353,19 +368,29 @@ struct KernelSide {
     numa: Vec<PerNodeNumaStats>,
     irqs: Vec<IrqCount>,
     schedstats: Option<SchedStats>,
+    timers: Vec<TimerInfo>,
+    workqueues: Option<WorkqueueInfo>,
     log: Vec<LogRecord>,
 }
 
 impl KernelSide {
-    fn read(kernel: &Kernel, limits: &Limits, remarks: &mut Remarks) -> Self {
+    fn read(
+        kernel: &Kernel,
+        clock: Option<&Clock>,
+        limits: &Limits,
+        remarks: &mut Remarks,
+    ) -> Self {
         // Small parts, and one of some hundred records: no more than two go on at the same time.
-        let ((time, psi, numa, r0), (irqs, schedstats, log, r1)) = rayon::join(
+        let ((time, psi, numa, timers, workqueues, r0), (irqs, schedstats, log, r1)) = rayon::join(
             || {
                 let mut r = Remarks::default();
                 let time = r.timed("CPU time", |r| cputime::read(kernel, r));
                 let psi = r.timed("pressure", |r| psi::read(kernel, limits, r));
                 let numa = r.timed("NUMA counters", |r| numa::read(kernel, r));
-                (time, psi, numa, r)
+                let timers = r.timed("timers", |r| timers::read(kernel, clock, limits, r));
+                let workqueues =
+                    r.timed("workqueues", |r| workqueues::read(kernel, clock, limits, r));
+                (time, psi, numa, timers, workqueues, r)
             },
             || {
                 let mut r = Remarks::default();
@@ -383,6 +408,8 @@ impl KernelSide {
             numa,
             irqs,
             schedstats,
+            timers,
+            workqueues,
             log,
         }
     }
@@ -494,7 +521,7 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
             .and_then(|at| kernel.cpu_mask(at))
             .map(|cpus| cpu_list(&cpus))
     };
-    KernelInfo {
+    let mut info = KernelInfo {
         release: Some(kernel.release().to_owned()),
         build_id: kernel.vmcoreinfo.build_id().map(str::to_owned),
         arch: Some("x86_64".to_owned()),
@@ -514,7 +541,10 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
         sched_ext_state: has_sched_ext(kernel)
             .then(|| remarks.ok("kernel.sched_ext_state", sched::enable_state(kernel)))
             .flatten(),
-    }
+        ..KernelInfo::default()
+    };
+    cpus::masks(kernel, &mut info, remarks);
+    info
 }
 
 /// Tasks on a runnable list that have waited for at least half of the watchdog's limit, the

@@ -11,8 +11,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::error::OpenError;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
-use scx_postmortem_analyze::reduce::{self as reducing, ReduceError};
+use scx_postmortem_analyze::reduce::{self as reducing, ReduceError, Reduced};
 use scx_postmortem_analyze::source::{self, Image};
+use scx_postmortem_analyze::tables;
 use scx_postmortem_analyze::walk::Limits;
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use scx_postmortem_format::report::{
@@ -46,6 +47,7 @@ Examples:
   analyze info stall.core.zst                 what is in this file, in milliseconds
   analyze verify stall.core.zst               check every frame
   analyze export stall.core.zst -o core.elf   for drgn, crash, gdb
+  analyze reduce stall.core.zst -o small.core.zst   only what the report needs, for a bug report or a test
 ";
 
 const EXIT_CODES: &str = "\
@@ -94,6 +96,22 @@ enum Command {
         /// zstd level.
         #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
         level: i32,
+        /// Leave out what is in this file, which `analyze tables` has written for the same kernel.
+        /// Who reads the capture then needs that file, too.
+        #[arg(long, value_name = "FILE")]
+        kernel_tables: Option<PathBuf>,
+    },
+    /// Writes what all guests with a kernel have in common (its types, symbols and unwind tables),
+    /// to be kept once for many reduced captures.
+    Tables {
+        /// A capture or an ELF core of any guest with that kernel.
+        file: PathBuf,
+        /// The file to write.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// zstd level.
+        #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
+        level: i32,
     },
     /// Writes the ELF core that a capture holds.
     Export {
@@ -114,7 +132,7 @@ struct ReportArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// End the text after the findings.
-    #[arg(long, conflicts_with = "format")]
+    #[arg(long)]
     brief: bool,
     /// Where to write it; appears only when complete. Default, and `-`: standard output.
     #[arg(short, long, value_name = "FILE")]
@@ -140,6 +158,10 @@ struct ReportArgs {
     /// Take the symbols from this System.map.
     #[arg(long, value_name = "FILE")]
     system_map: Option<PathBuf>,
+    /// Where the capture was reduced without the kernel's tables: take them from this file, which
+    /// `analyze tables` has written.
+    #[arg(long, value_name = "FILE")]
+    kernel_tables: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -174,7 +196,7 @@ pub(crate) fn run() -> ExitCode {
         ErrorKind::ArgumentConflict => Cli::command()
             .error(
                 ErrorKind::InvalidSubcommand,
-                "a report takes one FILE; a command comes first and is one of info, verify, export",
+                "a report takes one FILE; a command comes first and is one of info, verify, reduce, export",
             )
             .exit(),
         _ => error.exit(),
@@ -186,7 +208,15 @@ pub(crate) fn run() -> ExitCode {
             file,
             output,
             level,
-        }) => reduce(file, output, *level),
+            kernel_tables,
+        }) => reduce(file, kernel_tables.as_deref(), output, *level),
+        Some(Command::Tables {
+            file,
+            output,
+            level,
+        }) => reduced(&[file], output, "collecting", |show| {
+            reducing::tables(file, output, *level, show)
+        }),
         Some(Command::Export { file, output }) => export(file, output),
         None => report(&cli.report),
     };
@@ -208,6 +238,7 @@ impl ReportArgs {
             ("--btf", &self.btf),
             ("--vmlinux", &self.vmlinux),
             ("--system-map", &self.system_map),
+            ("--kernel-tables", &self.kernel_tables),
         ];
         for (flag, path) in files {
             if let Some(path) = path
@@ -228,9 +259,17 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     let Some(file) = &args.file else {
         return Err(Failure(2, "no file given; see --help".into()));
     };
+    if args.brief && !matches!(args.format, Format::Text) {
+        let sentence = "--brief shortens the text; expected no --format json with it";
+        return Err(Failure(2, sentence.into()));
+    }
     args.check_files(file)?;
     let start = Instant::now();
-    let image = Image::open(file)?;
+    let mut image = Image::open(file)?;
+    if let Some(path) = &args.kernel_tables {
+        image = tables::supply(image, path)
+            .map_err(|why| Failure(exit::UNUSABLE_FILE, format!("--kernel-tables {why}")))?;
+    }
     let warnings = image.warnings.clone();
     let overrides = Overrides {
         vmcoreinfo: args.vmcoreinfo.clone(),
@@ -385,27 +424,53 @@ fn verify(file: &Path) -> Result<u8, Failure> {
     })
 }
 
-fn reduce(file: &Path, output: &Path, level: i32) -> Result<u8, Failure> {
-    source::may_write(output, &[file], false).map_err(|s| Failure(exit::OUTPUT, s))?;
-    let progress = Progress::new("reducing");
-    let summary = reducing::reduce(file, output, level, &|done, total| {
+fn reduce(
+    file: &Path,
+    kernel_tables: Option<&Path>,
+    output: &Path,
+    level: i32,
+) -> Result<u8, Failure> {
+    let inputs: Vec<&Path> = [Some(file), kernel_tables].into_iter().flatten().collect();
+    reduced(&inputs, output, "reducing", |show| {
+        reducing::reduce(file, kernel_tables, output, level, show)
+    })
+}
+
+/// Runs what writes a part of a capture.
+fn reduced(
+    inputs: &[&Path],
+    output: &Path,
+    doing: &'static str,
+    run: impl FnOnce(source::OnProgress<'_>) -> Result<Reduced, ReduceError>,
+) -> Result<u8, Failure> {
+    source::may_write(output, inputs, false).map_err(|s| Failure(exit::OUTPUT, s))?;
+    let progress = Progress::new(doing);
+    let reduced = run(&|done, total| {
         progress.show(done, total);
     });
     progress.clear();
-    let summary = summary.map_err(|error| match error {
+    let reduced = reduced.map_err(|error| match error {
         ReduceError::Input(error @ OpenError::NoKernel { .. }) => {
             Failure(exit::NO_KERNEL, error.to_string())
         }
         ReduceError::Input(error) => error.into(),
+        damaged @ ReduceError::Damaged { .. } => Failure(exit::UNUSABLE_FILE, damaged.to_string()),
+        ReduceError::Tables(why) => Failure(exit::UNUSABLE_FILE, why),
         other => Failure(exit::OUTPUT, other.to_string()),
     })?;
     if std::io::stderr().is_terminal() {
         eprintln!(
             "{}: {} KiB of memory in {} KiB",
             output.display(),
-            summary.memory_bytes >> 10,
-            summary.file_bytes >> 10
+            reduced.summary.memory_bytes >> 10,
+            reduced.summary.file_bytes >> 10
         );
+    }
+    if let Some(warning) = reduced.warnings.first() {
+        return Err(Failure(
+            exit::DEGRADED,
+            format!("{}: written, but {warning}", output.display()),
+        ));
     }
     Ok(exit::OK)
 }

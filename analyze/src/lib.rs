@@ -23,6 +23,7 @@ pub mod recover;
 pub mod reduce;
 pub mod render;
 pub mod source;
+pub mod tables;
 pub mod walk;
 
 pub use error::{Error, Result};

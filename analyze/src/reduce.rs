@@ -17,7 +17,8 @@ use scx_postmortem_format::capture::{
     MemorySource, Note, SourceInfo, Summary, ToolInfo, WriteOptions, WriteProgress, note_types,
     write_capture,
 };
-use scx_postmortem_format::report::FailureDumpReportAny;
+use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::addr::Gpa;
 use crate::analysis::{self, Options};
@@ -25,6 +26,7 @@ use crate::bytes::{to_u64, to_usize};
 use crate::error::Error;
 use crate::kernel::{Kernel, Overrides};
 use crate::source::{Image, ImageKind, OnProgress, PhysicalMemory, Region};
+use crate::tables::{self, Tables};
 
 const PAGE: u64 = 4096;
 /// Ranges of memory that a file may have (`e_phnum`, and room for its notes).
@@ -80,16 +82,16 @@ impl Recorder {
         })
     }
 
-    /// The parts of the image that were read, page by page; gaps of up to `gap` pages count as
-    /// read.
-    fn extents(&self, gap: u64) -> Vec<Extent> {
+    /// The parts of the image that were read, of the pages that are wanted; gaps of up to `gap`
+    /// pages count as read.
+    fn extents(&self, gap: u64, wanted: impl Fn(u64) -> bool) -> Vec<Extent> {
         let mut found: Vec<Extent> = Vec::new();
         for region in self.memory.regions() {
             let end = region.start.0.saturating_add(region.len);
             // Where the last extent of this region ends.
             let mut open: Option<u64> = None;
             for page in region.start.0 / PAGE..end.div_ceil(PAGE) {
-                if !self.was_read(page) {
+                if !self.was_read(page) || !wanted(page) {
                     continue;
                 }
                 let from = (page * PAGE).max(region.start.0);
@@ -109,8 +111,10 @@ impl Recorder {
 
 impl PhysicalMemory for Recorder {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
+        // What cannot be read is nothing to keep.
+        self.memory.read(gpa, buf)?;
         self.note(gpa, buf.len());
-        self.memory.read(gpa, buf)
+        Ok(())
     }
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
@@ -139,6 +143,10 @@ impl PhysicalMemory for Shared {
     fn regions(&self) -> &[Region] {
         self.0.regions()
     }
+
+    fn damage(&self) -> Vec<String> {
+        self.0.memory.damage()
+    }
 }
 
 impl MemorySource for Recorder {
@@ -160,119 +168,352 @@ pub enum ReduceError {
     /// The output.
     #[error("{0}")]
     Output(String),
+    /// The file with the kernel's tables.
+    #[error("{0}")]
+    Tables(String),
     /// The reduced capture does not give the report of the whole one.
     #[error(
         "the report on the reduced capture is not the one on the whole file (first at {0}); this is a fault of analyze, please report it"
     )]
     Different(String),
+    /// The file is damaged where the report needs it, so nothing that is kept gives its report.
+    #[error("{path}: {damage}; a file is reduced when it is whole: copy it again")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        damage: String,
+    },
+}
+
+/// A capture that was reduced.
+#[derive(Debug, Clone)]
+pub struct Reduced {
+    /// What was written.
+    pub summary: Summary,
+    /// What is wrong with the file that it was made of, without a difference to the report.
+    pub warnings: Vec<String>,
+}
+
+/// A file and what a report on it read.
+struct Recorded {
+    warnings: Vec<String>,
+    recorder: Arc<Recorder>,
+    manifest: Manifest,
+    notes: Vec<Note>,
+    tail_notes: Vec<Note>,
+    kernel: Kernel,
+    report: FailureDumpReport,
+}
+
+impl Recorded {
+    fn new(file: &Path) -> Result<Self, ReduceError> {
+        let no_kernel = |why| no_kernel(file, why);
+        // Looking for VMCOREINFO may read all memory: it becomes a note first.
+        let kernel = Kernel::find(Image::open(file)?, &Overrides::default()).map_err(no_kernel)?;
+        let vmcoreinfo = kernel.vmcoreinfo.text().as_bytes().to_vec();
+        let release = kernel.release().to_owned();
+        drop(kernel);
+
+        let mut image = Image::open(file)?;
+        let source = match image.kind {
+            ImageKind::Capture => "capture",
+            ImageKind::ElfCore => "elf-core",
+        };
+        let recorder = Arc::new(Recorder::new(image.memory));
+        image.memory = Box::new(Shared(Arc::clone(&recorder)));
+        image.vmcoreinfo = Some(vmcoreinfo.clone());
+        let mut manifest = image.manifest.clone().unwrap_or_else(|| Manifest {
+            version: 1,
+            cpus: u32::try_from(image.vcpus.len()).unwrap_or(0),
+            degraded: image.warnings.clone(),
+            kernel_release: Some(release),
+            ..Manifest::default()
+        });
+        manifest.source = SourceInfo {
+            kind: source.into(),
+            ..SourceInfo::default()
+        };
+        manifest.early = None;
+        let mut notes: Vec<Note> = image
+            .register_notes
+            .iter()
+            .map(|note| Note::new(&note.name, note.kind, note.desc.clone()))
+            .collect();
+        notes.push(Note::vmcoreinfo(vmcoreinfo));
+        let tail_notes = image
+            .btf
+            .iter()
+            .map(|btf| Note::scxpm(note_types::BTF, btf.clone()))
+            .collect();
+
+        let kernel = Kernel::find(image, &Overrides::default()).map_err(no_kernel)?;
+        let report = analysis::analyze(&kernel, &Options::default());
+        if let Some(damage) = kernel.image.memory.damage().into_iter().next() {
+            let path = file.display().to_string();
+            return Err(ReduceError::Damaged { path, damage });
+        }
+        Ok(Self {
+            warnings: kernel.image.warnings.clone(),
+            recorder,
+            manifest,
+            notes,
+            tail_notes,
+            kernel,
+            report,
+        })
+    }
+
+    /// Writes that memory of it to a file, which appears only when `check` is content with it.
+    fn write(
+        self,
+        memory: Vec<Extent>,
+        tool: &str,
+        output: &Path,
+        level: i32,
+        progress: OnProgress<'_>,
+        check: impl FnOnce(&Path, FailureDumpReport) -> Result<(), ReduceError>,
+    ) -> Result<Reduced, ReduceError> {
+        let Self {
+            warnings,
+            recorder,
+            mut manifest,
+            notes,
+            tail_notes,
+            kernel,
+            report,
+        } = self;
+        drop(kernel);
+        manifest.tool = ToolInfo {
+            name: tool.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        manifest.memory.sort_by_key(|region| region.gpa);
+        let spec = CaptureSpec {
+            memory,
+            manifest,
+            notes,
+            tail_notes,
+            early: None,
+        };
+        let failed = |cause: &dyn std::fmt::Display| {
+            ReduceError::Output(format!("{}: {cause}", output.display()))
+        };
+        let show = |written: WriteProgress| {
+            progress(written.done_bytes, written.total_bytes);
+            ControlFlow::Continue(())
+        };
+        let options = WriteOptions {
+            level,
+            progress: Some(&show),
+            ..WriteOptions::default()
+        };
+        let mut written = AtomicFile::create(output, Existing::Replace).map_err(|e| failed(&e))?;
+        let summary =
+            write_capture(written.file(), &spec, &*recorder, &options).map_err(|e| failed(&e))?;
+        check(written.temporary_path(), report)?;
+        written.commit().map_err(|e| failed(&e))?;
+        Ok(Reduced { summary, warnings })
+    }
+}
+
+fn no_kernel(file: &Path, why: String) -> ReduceError {
+    let path = file.display().to_string();
+    ReduceError::Input(crate::error::OpenError::NoKernel { path, why })
 }
 
 /// Writes the pages of `file` that a report reads to `output`, and makes sure that they give the
-/// same report. `output` appears only when complete.
+/// same report. Pages that are in the file `shared`, which [`tables()`] has written for this
+/// kernel, are left out. `output` appears only when complete.
 ///
 /// # Errors
 /// [`ReduceError`].
 pub fn reduce(
     file: &Path,
+    shared: Option<&Path>,
     output: &Path,
     level: i32,
     progress: OnProgress<'_>,
-) -> Result<Summary, ReduceError> {
-    let name = file.display().to_string();
-    let no_kernel = |why| crate::error::OpenError::NoKernel {
-        path: name.clone(),
-        why,
+) -> Result<Reduced, ReduceError> {
+    let mut recorded = Recorded::new(file)?;
+    let warning = recorded.warnings.first().cloned();
+    let recorder = Arc::clone(&recorded.recorder);
+    let mut elsewhere = Vec::new();
+    let mut elsewhere_rule = String::new();
+    if let Some(path) = shared {
+        let tables = Tables::open(path).map_err(ReduceError::Tables)?;
+        let build_id = recorded.kernel.vmcoreinfo.build_id().unwrap_or_default();
+        if build_id.is_empty() || !tables.id.starts_with(build_id) {
+            return Err(ReduceError::Tables(format!(
+                "{}: these are the tables {} of another kernel than {build_id}",
+                path.display(),
+                tables.id
+            )));
+        }
+        let base = tables::image_base(&recorded.kernel.vmcoreinfo);
+        elsewhere = recorder.extents(0, |page| {
+            let mut own = [0; 4096];
+            let gpa = Gpa(page * PAGE);
+            let here = recorder.memory.read(gpa, &mut own).is_ok();
+            here && tables.page(gpa, base) == Some(own)
+        });
+        elsewhere_rule = tables::rule(&tables.id);
+        recorded.manifest.kernel_tables = Some(tables.id);
+    }
+    let is_elsewhere = |page: u64| {
+        let at = elsewhere.partition_point(|extent: &Extent| extent.gpa <= page * PAGE);
+        let before = at.checked_sub(1).and_then(|at| elsewhere.get(at));
+        before.is_some_and(|extent| page * PAGE < extent.gpa + extent.bytes)
     };
-    // Looking for VMCOREINFO may read all memory: it becomes a note first.
-    let kernel = Kernel::find(Image::open(file)?, &Overrides::default()).map_err(no_kernel)?;
-    let vmcoreinfo = kernel.vmcoreinfo.text().as_bytes().to_vec();
-    let release = kernel.release().to_owned();
-    drop(kernel);
-
-    let mut image = Image::open(file)?;
-    let source = match image.kind {
-        ImageKind::Capture => "capture",
-        ImageKind::ElfCore => "elf-core",
-    };
-    let recorder = Arc::new(Recorder::new(image.memory));
-    image.memory = Box::new(Shared(Arc::clone(&recorder)));
-    image.vmcoreinfo = Some(vmcoreinfo.clone());
-    let mut manifest = image.manifest.clone().unwrap_or_else(|| Manifest {
-        version: 1,
-        cpus: u32::try_from(image.vcpus.len()).unwrap_or(0),
-        degraded: image.warnings.clone(),
-        kernel_release: Some(release),
-        ..Manifest::default()
-    });
-    let mut notes: Vec<Note> = image
-        .register_notes
-        .iter()
-        .map(|note| Note::new(&note.name, note.kind, note.desc.clone()))
-        .collect();
-    notes.push(Note::vmcoreinfo(vmcoreinfo));
-    let tail_notes = image
-        .btf
-        .iter()
-        .map(|btf| Note::scxpm(note_types::BTF, btf.clone()))
-        .collect();
-
-    let kernel = Kernel::find(image, &Overrides::default()).map_err(no_kernel)?;
-    let before = analysis::analyze(&kernel, &Options::default());
-    drop(kernel);
 
     let mut gap = 0;
-    let mut memory = recorder.extents(gap);
+    let mut memory = recorder.extents(gap, |page| !is_elsewhere(page));
     while memory.len() > MAX_EXTENTS {
         gap = gap * 2 + 1;
-        memory = recorder.extents(gap);
+        memory = recorder.extents(gap, |page| !is_elsewhere(page));
     }
-    manifest.tool = ToolInfo {
-        name: "analyze reduce".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
+    let listed = &mut recorded.manifest.memory;
+    listed.retain(|region| region.kind == MemoryKind::NotCaptured);
+    let regions = recorder.regions();
+    // With gaps, an extent may cover what is elsewhere; it is then in the file itself.
+    let shared_extents: Vec<Extent> = match gap {
+        0 => elsewhere.clone(),
+        _ => subtract(&elsewhere, &memory),
     };
-    manifest.source = SourceInfo {
-        kind: source.into(),
-        ..SourceInfo::default()
-    };
-    manifest.early = None;
-    manifest
-        .memory
-        .retain(|region| region.kind == MemoryKind::NotCaptured);
-    manifest
-        .memory
-        .extend(left_out(recorder.regions(), &memory));
-    manifest.memory.sort_by_key(|region| region.gpa);
-
-    let spec = CaptureSpec {
+    let mut kept: Vec<Extent> = memory.iter().chain(&shared_extents).copied().collect();
+    kept.sort_by_key(|extent| extent.gpa);
+    listed.extend(left_out(regions, &kept));
+    listed.extend(
+        shared_extents
+            .iter()
+            .map(|extent| not_captured(extent.gpa, extent.bytes, &elsewhere_rule)),
+    );
+    recorded.write(
         memory,
-        manifest,
-        notes,
-        tail_notes,
-        early: None,
-    };
-    let failed = |cause: &dyn std::fmt::Display| {
-        ReduceError::Output(format!("{}: {cause}", output.display()))
-    };
-    let show = |written: WriteProgress| {
-        progress(written.done_bytes, written.total_bytes);
-        ControlFlow::Continue(())
-    };
-    let options = WriteOptions {
+        "analyze reduce",
+        output,
         level,
-        progress: Some(&show),
-        ..WriteOptions::default()
+        progress,
+        |written, before| {
+            let mut again = Image::open(written)?;
+            if let Some(path) = shared {
+                again = tables::supply(again, path).map_err(ReduceError::Tables)?;
+            }
+            let kernel =
+                Kernel::find(again, &Overrides::default()).map_err(|why| no_kernel(file, why))?;
+            let after = analysis::analyze(&kernel, &Options::default());
+            match (difference(before, after), warning) {
+                (None, _) => Ok(()),
+                (Some(place), None) => Err(ReduceError::Different(place)),
+                (Some(_), Some(damage)) => {
+                    let path = file.display().to_string();
+                    Err(ReduceError::Damaged { path, damage })
+                }
+            }
+        },
+    )
+}
+
+/// Writes what all guests with the kernel of `file` have in common to `output`: those pages that
+/// a report reads of the kernel's types, symbols and other constants, and its unwind tables whole.
+///
+/// # Errors
+/// [`ReduceError`].
+pub fn tables(
+    file: &Path,
+    output: &Path,
+    level: i32,
+    progress: OnProgress<'_>,
+) -> Result<Reduced, ReduceError> {
+    let mut recorded = Recorded::new(file)?;
+    let recorder = Arc::clone(&recorded.recorder);
+    let kernel = &recorded.kernel;
+    let build_id = kernel.vmcoreinfo.build_id().map(str::to_owned);
+    let build_id = build_id.ok_or_else(|| no_kernel(file, "the kernel has no build id".into()))?;
+    let base = tables::image_base(&kernel.vmcoreinfo);
+    let pages_between = |start: &str, end: &str| {
+        let at = |name| kernel.symbol(name).and_then(|kva| kernel.translate(kva));
+        match (at(start), at(end)) {
+            // Whole pages only: the rest may change.
+            (Ok((start, _)), Ok((end, _))) => start.0.div_ceil(PAGE)..end.0 / PAGE,
+            _ => 0..0,
+        }
     };
-    let mut written = AtomicFile::create(output, Existing::Replace).map_err(|e| failed(&e))?;
-    let summary =
-        write_capture(written.file(), &spec, &*recorder, &options).map_err(|e| failed(&e))?;
-    let again = Image::open(written.temporary_path())?;
-    let kernel = Kernel::find(again, &Overrides::default()).map_err(no_kernel)?;
-    let after = analysis::analyze(&kernel, &Options::default());
-    if let Some(place) = difference(before, after) {
-        return Err(ReduceError::Different(place));
+    let constant = pages_between("__start_rodata", "__end_rodata");
+    let unwind = [
+        pages_between("__start_orc_unwind_ip", "__stop_orc_unwind_ip"),
+        pages_between("__start_orc_unwind", "__stop_orc_unwind"),
+        pages_between("orc_lookup", "orc_lookup_end"),
+    ];
+    for page in unwind.iter().flat_map(Clone::clone) {
+        recorder.note(Gpa(page * PAGE), 1);
     }
-    written.commit().map_err(|e| failed(&e))?;
-    Ok(summary)
+    let memory = recorder.extents(0, |page| {
+        constant.contains(&page) || unwind.iter().any(|range| range.contains(&page))
+    });
+
+    let mut digest = Xxh3::new();
+    for extent in &memory {
+        let mut bytes = vec![0; to_usize(extent.bytes)];
+        let gpa = Gpa(extent.gpa);
+        let read = recorder.memory.read(gpa, &mut bytes);
+        read.map_err(|e| ReduceError::Output(e.to_string()))?;
+        digest.update(&extent.gpa.wrapping_sub(base).to_le_bytes());
+        digest.update(&bytes);
+    }
+    recorded.manifest = Manifest {
+        version: 1,
+        kernel_release: recorded.manifest.kernel_release.take(),
+        kernel_tables: Some(format!("{build_id}-{:016x}", digest.digest())),
+        source: SourceInfo {
+            kind: tables::KIND.into(),
+            ..SourceInfo::default()
+        },
+        ..Manifest::default()
+    };
+    // Not the registers of a guest: nothing in there is of that guest alone.
+    recorded.notes.retain(|note| note.name == "VMCOREINFO");
+    recorded.tail_notes.clear();
+    recorded.write(
+        memory,
+        "analyze tables",
+        output,
+        level,
+        progress,
+        |written, _| Tables::open(written).map(drop).map_err(ReduceError::Tables),
+    )
+}
+
+/// The parts of `from` that are in none of `without`; both ascending.
+fn subtract(from: &[Extent], without: &[Extent]) -> Vec<Extent> {
+    let mut out = Vec::new();
+    for extent in from {
+        let mut at = extent.gpa;
+        let end = extent.gpa + extent.bytes;
+        for other in without {
+            let (start, stop) = (other.gpa, other.gpa + other.bytes);
+            if stop <= at || end <= start {
+                continue;
+            }
+            if at < start {
+                out.push(Extent::new(at, start - at));
+            }
+            at = stop;
+        }
+        if at < end {
+            out.push(Extent::new(at, end - at));
+        }
+    }
+    out
+}
+
+fn not_captured(gpa: u64, bytes: u64, rule: &str) -> MemoryRegion {
+    MemoryRegion {
+        gpa,
+        bytes,
+        kind: MemoryKind::NotCaptured,
+        reason: Some(format!("{LEFT_OUT}{rule}")),
+    }
 }
 
 /// What is between the extents that are kept.
@@ -280,12 +521,7 @@ fn left_out(regions: &[Region], kept: &[Extent]) -> Vec<MemoryRegion> {
     let mut out = Vec::new();
     let mut push = |from: u64, to: u64| {
         if from < to {
-            out.push(MemoryRegion {
-                gpa: from,
-                bytes: to - from,
-                kind: MemoryKind::NotCaptured,
-                reason: Some(format!("{LEFT_OUT}{RULE}")),
-            });
+            out.push(not_captured(from, to - from, RULE));
         }
     };
     let mut kept = kept.iter().peekable();
@@ -302,14 +538,13 @@ fn left_out(regions: &[Region], kept: &[Extent]) -> Vec<MemoryRegion> {
 }
 
 /// The first line in which two reports differ, but for what tells the files apart.
-fn difference(
-    before: scx_postmortem_format::report::FailureDumpReport,
-    after: scx_postmortem_format::report::FailureDumpReport,
-) -> Option<String> {
-    let lines = |mut report: scx_postmortem_format::report::FailureDumpReport| {
+fn difference(before: FailureDumpReport, after: FailureDumpReport) -> Option<String> {
+    let lines = |mut report: FailureDumpReport| {
         if let Some(own) = &mut report.postmortem {
             own.input = None;
             own.provenance.clear();
+            // Of the file, not of the guest.
+            own.warnings.clear();
             // An early image is not carried over.
             own.unavailable.retain(|u| u.section != "early");
         }

@@ -145,7 +145,10 @@ fn a_misspelt_command() {
         let output = analyze(&args);
         assert_eq!(code(&output), 2, "{args:?}");
         let text = String::from_utf8(output.stderr).unwrap();
-        assert!(text.contains("one of info, verify, export"), "{text}");
+        assert!(
+            text.contains("one of info, verify, reduce, export"),
+            "{text}"
+        );
     }
     let flag = analyze(&["a", "--formt", "json"]);
     assert_eq!(code(&flag), 2);

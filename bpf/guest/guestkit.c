@@ -3,7 +3,8 @@
  * The guest's tools, in one static program:
  *
  *   guestkit rt PRIO COMMAND...            run COMMAND as SCHED_FIFO, out of sched_ext's reach; 0: as SCHED_OTHER
- *   guestkit hold PRIO                     keep every CPU busy as SCHED_FIFO: no task of a scheduler moves; prints the pids
+ *   guestkit hold PRIO [CPU]               keep every CPU, or that one, busy as SCHED_FIFO: no task of a scheduler moves
+ *                                          there; prints the pids
  *   guestkit task NAME [OPTION...] MODE    become a piece of the workload
  *       -c CPU   bind to one CPU           -n NICE      nice value
  *       -t N     N more threads, named NAME.1 ...
@@ -18,7 +19,12 @@
  *   guestkit arena MAP_ID ADDRESS PAGES FILE   the first pages of a BPF arena
  *   guestkit arenapages MAP_ID FILE        every page that a BPF arena has, found through the kernel's page tables
  *   guestkit drain FROM TO                 what can be read without waiting
+ *   guestkit locks FILE                    threads that wait for locks of each kind; who has which goes to FILE
  *   guestkit sync                          sync(2): the host may have a breakpoint there
+ *   guestkit lock SECONDS                  a niced thread, owner, holds the mutex of a pipe, asleep, while two others wait
+ *                                          for it; it is woken after a while, with the lock still held
+ *   guestkit consume RINGBUF_ID ARRAY_ID SECONDS   read records of a ring buffer, and count those of kind 1 in an array;
+ *                                          after a while stop reading
  *
  * One program for all of them because the guest is small and every process that
  * starts while the load runs costs it tens of milliseconds under emulation.
@@ -35,6 +41,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <linux/bpf.h>
+#include <linux/futex.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -50,6 +59,33 @@ static void die(const char *what)
 {
 	fprintf(stderr, "guestkit: %s: %s\n", what, strerror(errno));
 	exit(1);
+}
+
+static void bind_to(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus))
+		die("sched_setaffinity");
+}
+
+/* A thread in the scheduler's hands, whatever this one is. */
+static void start_thread(void *(*function)(void *), void *argument)
+{
+	struct sched_param param = { 0 };
+	pthread_attr_t attr;
+	pthread_t thread;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attr, SCHED_OTHER);
+	pthread_attr_setschedparam(&attr, &param);
+	pthread_attr_setstacksize(&attr, 64 * 1024);
+	errno = pthread_create(&thread, &attr, function, argument);
+	if (errno)
+		die("pthread_create");
 }
 
 /* --- the workload ------------------------------------------------------- */
@@ -133,16 +169,12 @@ static int task(int argc, char **argv)
 	struct sched_param param = { 0 };
 	int opt, threads = 0, nice_value = 0;
 	struct work w = { 0 };
-	cpu_set_t cpus;
 
 	snprintf(w.name, sizeof(w.name), "%s", argv[0]);
 	while ((opt = getopt(argc, argv, "+c:n:t:")) != -1)
 		switch (opt) {
 		case 'c':
-			CPU_ZERO(&cpus);
-			CPU_SET(atoi(optarg), &cpus);
-			if (sched_setaffinity(0, sizeof(cpus), &cpus))
-				die("sched_setaffinity");
+			bind_to(atoi(optarg));
 			break;
 		case 'n':
 			nice_value = atoi(optarg);
@@ -163,21 +195,12 @@ static int task(int argc, char **argv)
 	/* Threads first: once this one is in the scheduler's hands it may never run again. */
 	for (int i = 1; i <= threads; i++) {
 		struct work *each = malloc(sizeof(*each));
-		pthread_attr_t attr;
-		pthread_t thread;
 
 		if (!each)
 			die("malloc");
 		*each = w;
 		snprintf(each->name, sizeof(each->name), "%.10s.%d", w.name, i);
-		pthread_attr_init(&attr);
-		pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
-		pthread_attr_setschedpolicy(&attr, SCHED_OTHER);
-		pthread_attr_setschedparam(&attr, &param);
-		pthread_attr_setstacksize(&attr, 64 * 1024);
-		errno = pthread_create(&thread, &attr, work, each);
-		if (errno)
-			die("pthread_create");
+		start_thread(work, each);
 	}
 	if (nice_value)
 		setpriority(PRIO_PROCESS, 0, nice_value);
@@ -185,6 +208,124 @@ static int task(int argc, char **argv)
 	if (sched_setscheduler(0, SCHED_OTHER, &param))
 		die("sched_setscheduler");
 	work(&w);
+	return 0;
+}
+
+/* --- locks -------------------------------------------------------------- */
+
+/*
+ * A thread that writes to a file has the file position's mutex and the inode's rwsem. Its data
+ * are on a page that userfaultfd has and nobody ever gives, so it keeps both.
+ */
+static int lock_file, lock_file_again;
+static char *lock_page;
+static unsigned int lock_word, lock_pi_word;
+static FILE *lock_truth;
+
+struct waiter {
+	const char *name;
+	void (*wait)(void);
+	unsigned int *word;
+	int fifo;
+	volatile long tid;
+};
+
+/* Whether a thread has gone to sleep. */
+static int sleeps(long tid)
+{
+	char path[64], line[128] = "", *state;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%ld/stat", tid);
+	file = fopen(path, "r");
+	if (!file)
+		return 0;
+	state = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+	fclose(file);
+	return state && strchr("SD", state[2]);
+}
+
+static void wait_write_page(void)
+{
+	if (write(lock_file, lock_page, 64) < 0)
+		die("write");
+}
+
+static void wait_write(void)
+{
+	if (write(lock_file, "x", 1) < 0)
+		die("write");
+}
+
+static void wait_write_again(void)
+{
+	if (write(lock_file_again, "x", 1) < 0)
+		die("write");
+}
+
+static void wait_futex(void)
+{
+	syscall(SYS_futex, &lock_word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+}
+
+static void wait_pi(void)
+{
+	syscall(SYS_futex, &lock_pi_word, FUTEX_LOCK_PI_PRIVATE, 0, NULL, NULL, 0);
+}
+
+static void *waiter_thread(void *arg)
+{
+	struct waiter *w = arg;
+	struct sched_param param = { .sched_priority = w->fifo };
+
+	prctl(PR_SET_NAME, w->name);
+	if (sched_setscheduler(0, w->fifo ? SCHED_FIFO : SCHED_OTHER, &param))
+		die("sched_setscheduler");
+	fprintf(lock_truth, "%s %ld %#lx\n", w->name, syscall(SYS_gettid), (unsigned long)w->word);
+	w->tid = syscall(SYS_gettid);
+	w->wait();
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static int locks(const char *path)
+{
+	static struct waiter waiters[] = {
+		{ "lock-holder", wait_write_page, NULL, 0, 0 }, { "lock-mutex-1", wait_write, NULL, 0, 0 },
+		{ "lock-mutex-2", wait_write, NULL, 0, 0 },     { "lock-rwsem", wait_write_again, NULL, 0, 0 },
+		{ "lock-futex", wait_futex, &lock_word, 0, 0 }, { "lock-pi-owner", wait_pi, &lock_pi_word, 0, 0 },
+		{ "lock-pi", wait_pi, &lock_pi_word, 5, 0 },
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct sched_param param = { 0 };
+	int fd;
+
+	sched_setscheduler(0, SCHED_OTHER, &param);
+	fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	lock_page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	lock_file = open("/tmp/lockfile", O_RDWR | O_CREAT, 0600);
+	lock_file_again = open("/tmp/lockfile", O_RDWR);
+	lock_truth = fopen(path, "w");
+	if (fd < 0 || lock_page == MAP_FAILED || lock_file < 0 || lock_file_again < 0 || !lock_truth)
+		die("locks");
+	reg.range.start = (unsigned long)lock_page;
+	reg.range.len = 4096;
+	if (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg))
+		die("userfaultfd");
+	for (size_t i = 0; i < sizeof(waiters) / sizeof(*waiters); i++) {
+		pthread_t thread;
+
+		errno = pthread_create(&thread, NULL, waiter_thread, &waiters[i]);
+		if (errno)
+			die("pthread_create");
+		/* The next one finds the lock taken. */
+		for (int tries = 0; tries < 500 && !(waiters[i].tid && sleeps(waiters[i].tid)); tries++)
+			usleep(20000);
+	}
+	fclose(lock_truth);
+	pause();
 	return 0;
 }
 
@@ -404,6 +545,7 @@ static int snap(const char *path)
 	static const char *const fast[] = { "pressure/cpu", "pressure/memory", "pressure/io",
 					    "interrupts", "softirqs", "schedstat", "loadavg",
 					    "timer_list", "stat", "uptime" };
+	static const char *const cpu_masks[] = { "online", "possible", "present", "isolated", "nohz_full" };
 	struct dirent *entry;
 	DIR *proc;
 
@@ -416,6 +558,16 @@ static int snap(const char *path)
 		put("/proc/%s", slow[i]);
 	put_tree("/sys/devices/system/node/node0");
 	put_tree("/sys/devices/system/node/node1");
+	for (size_t i = 0; i < sizeof(cpu_masks) / sizeof(*cpu_masks); i++)
+		put("/sys/devices/system/cpu/%s", cpu_masks[i]);
+	for (int cpu = 0; cpu < 8; cpu++) {
+		put("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+		put("/sys/devices/system/cpu/cpu%d/topology/physical_package_id", cpu);
+		for (int index = 0; index < 4; index++) {
+			put("/sys/devices/system/cpu/cpu%d/cache/index%d/level", cpu, index);
+			put("/sys/devices/system/cpu/cpu%d/cache/index%d/shared_cpu_list", cpu, index);
+		}
+	}
 	proc = opendir("/proc");
 	if (!proc)
 		die("/proc");
@@ -814,7 +966,7 @@ static void lift_workers(int priority)
  * While every CPU has such a task, nothing of a scheduler runs: what was queued stays
  * queued, and what the kernel says about it stays true until the core is taken.
  */
-static int hold(int priority)
+static int hold(int priority, int only)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	pid_t child;
@@ -839,6 +991,8 @@ static int hold(int priority)
 		int ready[2];
 		char byte = 0;
 
+		if (only >= 0 && cpu != only)
+			continue;
 		if (pipe(ready))
 			die("pipe");
 		child = fork();
@@ -868,6 +1022,106 @@ static int hold(int priority)
 		printf("%d\n", child);
 	}
 	return 0;
+}
+
+/* --- tasks of the schedulers that fail ---------------------------------- */
+
+static int lock_pipe[2];
+static char *lock_page;
+
+static void *lock_owner(void *unused)
+{
+	(void)unused;
+	prctl(PR_SET_NAME, "owner");
+	if (setpriority(PRIO_PROCESS, 0, 5))
+		die("setpriority");
+	for (int i = 0; i < 20; i++)
+		usleep(2000);
+	/* pipe_write() copies with the pipe's mutex held; the page is not there. */
+	if (write(lock_pipe[1], lock_page, 4096) != 4096)
+		die("write to the pipe");
+	for (;;)
+		pause();
+}
+
+static void *lock_waiter(void *name)
+{
+	char byte = 0;
+
+	prctl(PR_SET_NAME, name);
+	if (write(lock_pipe[1], &byte, 1) != 1)
+		die("write to the pipe");
+	for (;;)
+		pause();
+}
+
+static int lock(int seconds)
+{
+	static char names[2][16] = { "waiter-0", "waiter-1" };
+	int fault = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register wanted = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_copy copy = { .len = 4096 };
+	static char content[4096];
+
+	lock_page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (fault < 0 || ioctl(fault, UFFDIO_API, &api) || lock_page == MAP_FAILED)
+		die("userfaultfd");
+	wanted.range.start = (unsigned long)lock_page;
+	wanted.range.len = 4096;
+	if (ioctl(fault, UFFDIO_REGISTER, &wanted) || pipe(lock_pipe))
+		die("userfaultfd range");
+	start_thread(lock_owner, NULL);
+	sleep(1);
+	start_thread(lock_waiter, names[0]);
+	start_thread(lock_waiter, names[1]);
+	sleep((unsigned int)seconds);
+	copy.dst = (unsigned long)lock_page;
+	copy.src = (unsigned long)content;
+	if (ioctl(fault, UFFDIO_COPY, &copy))
+		die("UFFDIO_COPY");
+	for (;;)
+		pause();
+}
+
+static int consume(int ring_id, int array_id, int seconds)
+{
+	struct bpf_map_info info;
+	int array = map_by_id(array_id, &info), ring = map_by_id(ring_id, &info);
+	long long end = now_us() + seconds * 1000000LL;
+	unsigned long size = info.max_entries, at = 0, granted = 0;
+	volatile unsigned long *consumed = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
+	volatile char *produced = mmap(NULL, 4096 + 2 * size, PROT_READ, MAP_SHARED, ring, 4096);
+	union bpf_attr attr = { 0 };
+	int zero = 0;
+
+	if (consumed == MAP_FAILED || produced == MAP_FAILED)
+		die("mmap of the ring buffer");
+	prctl(PR_SET_NAME, "consumer");
+	attr.map_fd = (unsigned int)array;
+	attr.key = (unsigned long)&zero;
+	attr.value = (unsigned long)&granted;
+	while (now_us() < end) {
+		unsigned long to = __atomic_load_n((volatile unsigned long *)produced, __ATOMIC_ACQUIRE), before = granted;
+
+		while (at < to) {
+			volatile unsigned int *record = (volatile unsigned int *)(produced + 4096 + (at & (size - 1)));
+			unsigned int length = __atomic_load_n(record, __ATOMIC_ACQUIRE);
+
+			if (length & BPF_RINGBUF_BUSY_BIT)
+				break;
+			/* u64 at_ns; u32 pid, kind; after a header of 8 bytes */
+			if (!(length & BPF_RINGBUF_DISCARD_BIT) && record[5] == 1)
+				granted++;
+			at += ((length & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)) + 15) & ~7ul;
+		}
+		__atomic_store_n(consumed, at, __ATOMIC_RELEASE);
+		if (granted != before && syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr)))
+			die("map update");
+		usleep(2000);
+	}
+	for (;;)
+		pause();
 }
 
 /* --- */
@@ -910,9 +1164,15 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "drain") && argc > 3)
 		return drain(argv[2], argv[3]);
 	if (!strcmp(what, "hold") && argc > 2)
-		return hold(atoi(argv[2]));
+		return hold(atoi(argv[2]), argc > 3 ? atoi(argv[3]) : -1);
+	if (!strcmp(what, "lock") && argc > 2)
+		return lock(atoi(argv[2]));
+	if (!strcmp(what, "consume") && argc > 4)
+		return consume(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
 	if (!strcmp(what, "arena") && argc > 5)
 		return arena(atoi(argv[2]), strtoul(argv[3], NULL, 0), strtoul(argv[4], NULL, 0), argv[5]);
+	if (!strcmp(what, "locks") && argc > 2)
+		return locks(argv[2]);
 	if (!strcmp(what, "sync")) {
 		sync();
 		return 0;

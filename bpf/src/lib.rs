@@ -1,6 +1,6 @@
 //! The BPF objects that this project ships, compiled.
 //!
-//! Sources are `bpf/*.bpf.c`; `bpf/build.sh` compiles them, and the guest suite proves that the
+//! Sources are `bpf/*.bpf.c` and `bpf/fail/*.bpf.c`; `bpf/build.sh` compiles them, and the guest suite proves that the
 //! objects are what their sources give. Users of these bytes need no clang.
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ pub struct Object {
 }
 
 /// Schedulers that fail on purpose, and two healthy ones.
-pub const DEMOS: [Object; 4] = [
+pub const DEMOS: [Object; 6] = [
     Object {
         name: "stall",
         elf: include_bytes!("../objects/stall.bpf.o"),
@@ -24,12 +24,64 @@ pub const DEMOS: [Object; 4] = [
         elf: include_bytes!("../objects/error.bpf.o"),
     },
     Object {
+        name: "lost",
+        elf: include_bytes!("../objects/lost.bpf.o"),
+    },
+    Object {
+        name: "fault",
+        elf: include_bytes!("../objects/fault.bpf.o"),
+    },
+    Object {
         name: "healthy",
         elf: include_bytes!("../objects/healthy.bpf.o"),
     },
     Object {
         name: "maps",
         elf: include_bytes!("../objects/maps.bpf.o"),
+    },
+];
+
+/// Schedulers with one fault each, and one without, for the findings.
+pub const FAILING: [Object; 10] = [
+    Object {
+        name: "affinity",
+        elf: include_bytes!("../objects/affinity.bpf.o"),
+    },
+    Object {
+        name: "arena",
+        elf: include_bytes!("../objects/arena.bpf.o"),
+    },
+    Object {
+        name: "bypass",
+        elf: include_bytes!("../objects/bypass.bpf.o"),
+    },
+    Object {
+        name: "fifo",
+        elf: include_bytes!("../objects/fifo.bpf.o"),
+    },
+    Object {
+        name: "idle",
+        elf: include_bytes!("../objects/idle.bpf.o"),
+    },
+    Object {
+        name: "lock",
+        elf: include_bytes!("../objects/lock.bpf.o"),
+    },
+    Object {
+        name: "ring",
+        elf: include_bytes!("../objects/ring.bpf.o"),
+    },
+    Object {
+        name: "slow",
+        elf: include_bytes!("../objects/slow.bpf.o"),
+    },
+    Object {
+        name: "stranded",
+        elf: include_bytes!("../objects/stranded.bpf.o"),
+    },
+    Object {
+        name: "stuck",
+        elf: include_bytes!("../objects/stuck.bpf.o"),
     },
 ];
 
@@ -55,7 +107,7 @@ mod tests {
 
     #[test]
     fn each_demo_is_a_gpl_struct_ops_object_with_btf() {
-        for object in &DEMOS {
+        for object in DEMOS.iter().chain(&FAILING) {
             let elf = Elf::parse(object.elf).unwrap();
             assert_eq!(elf.header.e_machine, EM_BPF, "{}", object.name);
             assert_eq!(
@@ -83,7 +135,7 @@ mod tests {
 
     #[test]
     fn objects_name_no_folder_of_the_machine_that_built_them() {
-        for object in DEMOS.iter().chain([&ZOO]) {
+        for object in DEMOS.iter().chain(&FAILING).chain([&ZOO]) {
             for folder in [&b"/home/"[..], b"/root/", b"/tmp/"] {
                 let found = object.elf.windows(folder.len()).any(|w| w == folder);
                 assert!(

@@ -17,10 +17,11 @@ DIR then holds
 
 --stop says when the guest is stopped and its memory taken:
     dump   the kernel has noticed the failure and written its own dump text, and has
-           not touched any queue yet (stall, error; the default for them)
+           not touched any queue yet (stall, lost, error, fault; the default for them)
     mid    half-way to the watchdog's limit: the scheduler is alive
     late   the scheduler has been thrown out, scx_root is NULL
-    now    at once after the truth was saved (healthy, maps, none, real schedulers)
+    now    at once after the truth was saved (healthy, maps, none, real schedulers), or some
+           seconds after the fault, of which the guest knows nothing (those of bpf/fail)
 
 bpfland, lavd and p2dq are the schedulers of these names from crates.io (schedulers.py
 builds them, which takes minutes the first time).
@@ -53,8 +54,24 @@ from packages import KERNELS, Archive, PackageError, install_here  # noqa: E402
 import schedulers  # noqa: E402
 
 DEFAULT_APPEND = "init_on_free=1 tsc=reliable"
-STOPS = {"stall": ("dump", "mid", "late"), "error": ("dump", "mid", "late"), "healthy": ("now",), "maps": ("now",), "none": ("now",)}
+STOPS = {name: ("dump", "mid", "late") for name in ("stall", "lost", "error", "fault")}
+STOPS.update({name: ("now",) for name in ("healthy", "maps", "none")})
 STOPS.update({name: ("now",) for name in schedulers.SCHEDULERS})
+# The schedulers of bpf/fail. Their guests end with the core.
+FAILING = {
+    "affinity": ("dump", "now"),
+    "arena": ("dump", "now"),
+    "bypass": ("now",),
+    "fifo": ("now",),
+    "hog": ("now",),
+    "idle": ("now",),
+    "lock": ("dump",),
+    "ring": ("dump",),
+    "slow": ("now",),
+    "stranded": ("now",),
+    "stuck": ("now",),
+}
+STOPS.update(FAILING)
 STOP_SYMBOL = {"dump": "scx_dump_state", "mid": "__x64_sys_sync", "late": "__x64_sys_sync", "now": "__x64_sys_sync"}
 
 
@@ -119,6 +136,16 @@ def find_symbol(table, name):
 
 def take_core(machine, options, recipe):
     machine.wait_for("@READY")
+    if options.demo in FAILING and options.stop == "now":
+        machine.host.send("GO")
+        seconds = float(machine.wait_for("@STOP").split()[1])
+        time.sleep(seconds)
+        machine.check()
+        machine.qmp.ask("stop")
+        machine.dump(options.out / "core.elf")
+        recipe["breakpoints"] = [{"symbol": f"wherever it was after {seconds:g} s"}]
+        unpack_truth([machine.host.files["truth.tgz"]], options.out / "truth")
+        return
     table = machine.host.files["kallsyms_some"].decode()
     address, symbol = find_symbol(table, STOP_SYMBOL[options.stop])
     gdb = machine.attach_debugger()
@@ -141,8 +168,9 @@ def take_core(machine, options, recipe):
     machine.dump(options.out / "core.elf")
     recipe["dump_seconds"] = round(time.monotonic() - began, 2)
     recipe["breakpoints"] = stops
-    gdb.resume()
-    machine.wait_for("@END")
+    if options.demo not in FAILING:
+        gdb.resume()
+        machine.wait_for("@END")
     parts = [machine.host.files[name] for name in ("truth.tgz", "after.tgz") if name in machine.host.files]
     unpack_truth(parts, options.out / "truth")
     save_exit_record(options.out / "truth")

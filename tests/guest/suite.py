@@ -4,7 +4,8 @@
 
     tests/guest/suite.py                     everything
     tests/guest/suite.py --kernel 7.3        one kernel
-    tests/guest/suite.py --case stall        one case
+    tests/guest/suite.py --case stall        one case; those with one fault each (`--case lock`) run
+                                             only so, but for two of them
     tests/guest/suite.py --keep DIR          leave the cores in DIR
     tests/guest/suite.py --no-reports        the guests alone
     tests/guest/suite.py --attempts 2        a second guest where the first one failed
@@ -48,9 +49,25 @@ CASES = {
     "vmcoreinfo": ("stall", ["--vmcoreinfo"]),
     "numa": ("stall", ["--numa", "2", "--cpus", "4"]),
 }
+# The guests of bpf/fail: the rule of the first finding on each, None for a healthy one.
+FIRST_FINDING = {
+    "affinity": "affinity",
+    "arena": "arena-exhausted",
+    "bypass": "bypass",
+    "fifo": None,
+    "hog": "real-time-hog",
+    "idle": "idle-cpu-with-waiting-work",
+    "lock": "lock-holder-off-cpu",
+    "ring": "ringbuf-full",
+    "slow": "slow-program",
+    "stranded": "stranded-on-local-queue",
+    "stuck": "cpu-stuck",
+}
+CASES.update({demo: (demo, []) for demo in FIRST_FINDING})
+ON_DEMAND = set(FIRST_FINDING) - {"arena", "stuck"}
 KERNELS = ("6.18", "7.3")
 # What one kernel proves for all is not repeated.
-ONLY = {"mid": "7.3", "late": "7.3", "vmcoreinfo": "6.18", "numa": "7.3"}
+ONLY = {"mid": "7.3", "late": "7.3", "vmcoreinfo": "6.18", "numa": "7.3", "arena": "7.3", "stuck": "7.3"}
 STARVED = {"starve-0", "starve-1", "starve-2", "starve-mt", "starve-mt.1", "starve-mt.2"}
 
 
@@ -94,6 +111,8 @@ def check_case(case, demo, out):
         check(names.count("CORE") == recipe["cpus"], f"{names.count('CORE')} register notes for {recipe['cpus']} CPUs")
         check(("VMCOREINFO" in names) == (case == "vmcoreinfo"), f"the core's notes are {names}")
         check(loads >= megabytes(recipe["memory"]) << 20, f"the core holds only {loads} bytes")
+        if demo in FIRST_FINDING:
+            return
         before = (truth / "stop" / "scx_state_at_end").read_text().strip()
         check(before == "enabled", f"the truth was saved too late: sched_ext was {before} at its end")
         if demo == "healthy":
@@ -195,6 +214,16 @@ def check_report(out):
     check(done.returncode == 0, "the report does not stand up to its checks, see above")
 
 
+def check_finding(demo, out):
+    """The first finding on a guest with one fault names that."""
+    done = subprocess.run([ROOT / "target/release/analyze", out / "core.elf", "--format", "json"],
+                          check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    check(done.returncode in (0, 3), f"analyze: {done.stderr.strip()}")
+    found = [each["rule"] for each in json.loads(done.stdout)["postmortem"].get("findings", [])]
+    wanted = FIRST_FINDING[demo]
+    check((found[0] if found else None) == wanted, f"the findings are {found}, the fault is {wanted}")
+
+
 def check_objects():
     install_here({"clang-19": "clang-19", "llvm-strip-19": "llvm-19", "zstd": "zstd"})
     done = subprocess.run([ROOT / "bpf" / "build.sh", "--check"], check=False, stderr=subprocess.PIPE, text=True)
@@ -230,6 +259,8 @@ def main():
             for case in options.case or CASES:
                 if not options.kernel and ONLY.get(case, kernel) != kernel:
                     continue
+                if not options.case and case in ON_DEMAND:
+                    continue
                 demo, extra = CASES[case]
                 out = (options.keep or pathlib.Path(scratch)) / f"{case}-{kernel}"
 
@@ -241,7 +272,11 @@ def main():
                     )
                     check(done.returncode == 0, done.stderr.strip())
                     check_case(case, demo, out)
-                    if not options.no_reports:
+                    if options.no_reports:
+                        return
+                    if demo in FIRST_FINDING:
+                        check_finding(demo, out)
+                    else:
                         check_report(out)
 
                 attempt(f"{case} on {kernel}", one, options.attempts)

@@ -103,9 +103,13 @@ class Comparison:
         self.numa()
         self.irqs()
         self.schedstats()
+        self.timers()
+        self.workqueues()
         self.kernel_log()
         self.task_records()
         self.run_queues()
+        self.cpu_details()
+        self.locks()
         self.stacks()
         if self.drgn["sched_ext"]:
             self.schedulers()
@@ -212,6 +216,76 @@ class Comparison:
         for cpu, mine, row in self.paired("schedstats", cpus, {str(k): v for k, v in theirs["cpus"].items()}):
             self.fields("schedstats", f"cpu {cpu}", mine, row)
 
+    def called(self, section, where, ours, names):
+        """A function by one of its names; in memory that is no function's, it has none."""
+        self.tally.check(section, f"{where} function", ours in names or (not names and (ours or "").startswith(("0x", "bpf_"))), True)
+
+    @staticmethod
+    def who(task):
+        return task and [task["pid"], task["comm"], hexa(task["kva"])]
+
+    def timers(self):
+        section, tick = "timers", 1_000_000_000 // self.drgn["kernel"]["hz"]
+        theirs = {row["kva"]: row for row in self.drgn["timers"]}
+        # One whose function runs is on no list, and drgn does not see it.
+        ours = {hexa(t["kva"]): t for t in self.own.get("timers") or [] if not t.get("running") or hexa(t["kva"]) in theirs}
+        for kva, mine, row in self.paired(section, ours, theirs):
+            where, check = f"{row['kind']} {kva:#x}", lambda name, a, b: self.tally.check(section, f"{where} {name}", a, b)
+            for name in ("cpu", "kind", "base", "expires_ns", "expires_jiffies", "bpf_map_id"):
+                check(name, mine.get(name), row.get(name))
+            self.called(section, where, mine.get("function"), row["function"])
+            check("wakes", self.who(mine.get("wakes")), row.get("wakes"))
+            check("work", mine.get("work") in row["work"] if row.get("work") else mine.get("work"), True if row.get("work") else None)
+            if row["kind"] == "hrtimer":
+                left, late = row["left_ns"], 2 * tick
+                check("left_ns", mine.get("left_ns"), left)
+                check("overdue", bool(mine.get("overdue")), left < -late)
+            else:
+                check("left_ns", mine.get("left_ns"), row["left_jiffies"] * tick)
+                late = 8 ** (row["slot"] // 64) + 2
+                check("overdue", bool(mine.get("overdue")), row["left_jiffies"] < -late and row["base"] != "DEF")
+        # The order: by CPU, queue and expiry, as both walk.
+        queue = lambda row: (row["cpu"], row["kind"], row["base"])
+        hrtimers = [hexa(t["kva"]) for t in self.own.get("timers") or [] if t["kind"] == "hrtimer" and hexa(t["kva"]) in theirs]
+        self.tally.check(section, "order of hrtimers", hrtimers, [r["kva"] for r in self.drgn["timers"] if queue(r)[1] == "hrtimer"])
+
+    def works(self, section, where, ours, theirs):
+        shown = lambda works, address: [(address(w["kva"]), w.get("workqueue")) for w in works or []]
+        self.tally.check(section, where, shown(ours, hexa), shown(theirs, int))
+        for mine, row in zip(ours or [], theirs):
+            self.called(section, f"{where} {row['kva']:#x}", mine.get("function"), row["function"])
+
+    def workqueues(self):
+        section, ours, theirs = "workqueues", self.own.get("workqueues") or {}, self.drgn["workqueues"]
+        pools = {str(pool["id"]): pool for pool in ours.get("pools") or []}
+        for number, mine, row in self.paired(section, pools, theirs["pools"]):
+            where, check = f"pool {number}", lambda name, a, b: self.tally.check(section, f"pool {number} {name}", a, b)
+            check("kva", hexa(mine["kva"]), row["kva"])
+            check("cpu", mine.get("cpu", -1), row["cpu"])
+            check("flags", hexa(mine["flags"]["raw"]), row["flags"])
+            for name in ("nice", "nr_running", "nr_workers", "nr_idle", "progress_age_jiffies"):
+                check(name, mine.get(name), row[name])
+            check("progress_age_ms", mine.get("progress_age_ms"), self.ms(row["progress_age_jiffies"]))
+            second = self.drgn["kernel"]["hz"]
+            check("overdue", bool(mine.get("overdue")), bool(row["pending"]) and row["progress_age_jiffies"] >= second)
+            for name in ("pending", "inactive"):
+                self.works(section, f"{where} {name}", mine.get(name), row[name])
+            check("busy", len(mine.get("busy") or []), len(row["busy"]))
+            for worker, read in zip(mine.get("busy") or [], row["busy"]):
+                check("task", self.who(worker.get("task")), read["task"])
+                check("work", hexa(worker["work_kva"]), read["work_kva"])
+                self.called(section, f"{where} worker", worker.get("function"), read["function"])
+                check("workqueue", worker.get("workqueue"), read["workqueue"])
+                check("since_jiffies", worker.get("since_jiffies"), read["since_jiffies"])
+                self.works(section, f"{where} scheduled", worker.get("scheduled"), read["scheduled"])
+        mine, row = ours.get("scx_watchdog"), theirs["scx_watchdog"]
+        self.tally.check(section, "scx_watchdog", mine is not None, row is not None)
+        if mine and row:
+            self.called(section, "scx_watchdog", mine.get("function"), row["function"])
+            self.tally.check(section, "scx_watchdog kva", hexa(mine["kva"]), row["kva"])
+            self.tally.check(section, "scx_watchdog pending", mine.get("pending"), row["pending"])
+            self.tally.check(section, "scx_watchdog expires", mine.get("expires_jiffies"), row["expires_jiffies"])
+
     def kernel_log(self):
         ours, theirs = self.own.get("kernel_log") or [], self.drgn["kernel_log"]
         limits = {l["what"]: l for l in self.own.get("limits") or []}
@@ -272,9 +346,10 @@ class Comparison:
         section = "tasks"
         names = (
             "pid", "tgid", "comm", "cpu", "state", "on_rq", "cpus_allowed", "nr_cpus_allowed",
-            "migration_disabled",
+            "migration_disabled", "cgroup",
         )
         self.fields(section, where, mine, {name: task[name] for name in names})
+        self.tally.check(section, f"{where} boosted_by", hexa((mine.get("boosted_by") or {}).get("kva")), task["boosted_by"])
         self.tally.check(section, f"{where} state_name", mine.get("state_name"), STATE_NAMES[task["state"]])
         self.tally.check(section, f"{where} on_cpu", mine.get("on_cpu"), bool(task["on_cpu"]))
         self.tally.check(section, f"{where} policy", mine.get("policy"), POLICIES[task["policy"]])
@@ -408,6 +483,62 @@ class Comparison:
                     "dsq_id": task["scx"]["dsq_id"],
                 },
             )
+
+    def cpu_details(self):
+        section = "cpu details"
+        own = self.own.get("cpus") or []
+        if not self.drgn["sched_ext"] and not own:
+            return
+        newest = max(rq["clock"] for rq in self.drgn["run_queues"])
+        clocks = {rq["cpu"]: rq for rq in self.drgn["run_queues"]}
+        theirs = {c["cpu"]: c for c in self.drgn["cpu_details"]}
+        for cpu, mine, row in self.paired(section, {c["cpu"]: c for c in own}, theirs):
+            where, context = f"cpu {cpu}", self.clean(mine.get("context") or {})
+            self.fields(section, where, context, row["context"])
+            if cpu < len(self.drgn["vcpus"]):
+                vcpu = self.drgn["vcpus"][cpu]
+                self.tally.check(section, f"{where} mode", context.get("mode"), "user" if vcpu["user"] else "kernel")
+                self.tally.check(section, f"{where} irqs_enabled", context.get("irqs_enabled"), vcpu["irqs"])
+            for part in ("classes", "topology"):
+                self.fields(section, f"{where} {part}", mine.get(part) or {}, row[part])
+            age = max(self.now - row["tick"]["last_jiffies"], 0)
+            tick = {**row["tick"], "age_jiffies": age, "age_ms": self.ms(age)}
+            self.fields(section, f"{where} tick", mine.get("tick") or {}, tick)
+            idle = clocks[cpu]["idle"]
+            self.tally.check(section, f"{where} entry_ns", (mine.get("idle_state") or {}).get("entry_ns"),
+                             row["entry_ns"] if idle else None)
+            self.tally.check(section, f"{where} scx_idle", mine.get("scx_idle"), row["scx_idle"])
+            servers = (mine.get("throttling") or {}).get("servers") or []
+            self.tally.check(section, f"{where} servers", len(servers), len(row["servers"]))
+            for server, drgn in zip(servers, row["servers"]):
+                self.fields(section, f"{where} server", server, drgn)
+            self.tally.check(section, f"{where} clock_behind_ns", mine.get("clock_behind_ns"),
+                             newest - clocks[cpu]["clock"])
+            curr = mine.get("curr") or {}
+            self.tally.check(section, f"{where} exec_start_ns", curr.get("exec_start_ns"), row["exec_start_ns"])
+            self.tally.check(section, f"{where} arrived_ns", curr.get("arrived_ns"),
+                             clocks[cpu]["curr_last_arrival"] or None)
+        masks, kernel = dict(self.drgn["cpu_masks"]), self.own.get("kernel") or {}
+        isolated = masks.pop("isolated")
+        self.fields(section, "kernel", kernel, masks)
+        ours = [n for part in (kernel.get("cpus_isolated") or "").split(",") if part
+                for n in range(int(part.partition("-")[0]), int(part.partition("-")[2] or part.partition("-")[0]) + 1)]
+        self.tally.check(section, "cpus_isolated", ours, isolated)
+
+    def locks(self):
+        """Locks that tasks point to. What only a stack tells has no counterpart here, but its list of waiters is the lock's own."""
+        section = "locks"
+        ours = {hexa(lock["address"]): lock for lock in self.own.get("locks") or []}
+        by = {hexa(t["waits_for"]["address"]): t["waits_for"]["found_by"] for t in self.own.get("tasks") or [] if t.get("waits_for")}
+        theirs = {int(address): row for address, row in self.drgn["locks"].items()}
+        ours = {address: lock for address, lock in ours.items() if by.get(address) != "stack" or address in theirs}
+        for address, mine, row in self.paired(section, ours, theirs):
+            kind = "rt_mutex" if mine["kind"] == "pi_futex" else mine["kind"]
+            self.tally.check(section, f"{address:#x} kind", kind, row["kind"])
+            self.tally.check(section, f"{address:#x} owner", hexa((mine.get("owner") or {}).get("kva")), row["owner"] or None)
+            self.tally.check(section, f"{address:#x} waiters", [hexa(w["kva"]) for w in mine.get("waiters") or []],
+                             row["waiters"])
+            self.tally.check(section, f"{address:#x} readers", mine.get("readers"), row.get("readers") or None)
 
     def scheduler(self, mine, theirs):
         section, where = "schedulers", f"{theirs['ops_name']}"

@@ -198,6 +198,9 @@ class Stage:
                 "nvcsw": int(value("voluntary_ctxt_switches") or 0),
                 "nivcsw": int(value("nonvoluntary_ctxt_switches") or 0),
                 "ext": ext and int(ext[1]),
+                "wchan": (text(path / "wchan") or "").strip(),
+                "cgroup": next((line[3:] for line in (text(path / "cgroup") or "").splitlines()
+                                if line.startswith("0::")), None),
             }
         return found
 
@@ -263,11 +266,14 @@ class Comparison:
             self.state_in_dump()
             self.starved()
         self.task_list()
+        self.cpu_masks()
+        self.locks()
         self.cpu_time()
         self.pressure()
         self.numa()
         self.interrupts()
         self.schedstats()
+        self.timers()
         self.kernel_log()
         self.programs()
         self.links()
@@ -281,6 +287,41 @@ class Comparison:
         else:
             ok = ours is not None and low <= ours <= high
             self.tally.allow(section, where, ours, f"{low} to {high}", rule, ok)
+
+    # Timers
+
+    def timers(self):
+        """hrtimers that /proc/timer_list shows before the core and after it, with the same function and moment, were
+        set in between as well. Those that a CPU always has are there: its tick and its watchdog, unless it sleeps,
+        or stands in a timer's function, which is then on no list."""
+        def listed(stage):
+            found, cpu, clock, function = [], None, None, None
+            for line in (stage.read("proc/timer_list") or "").splitlines():
+                if match := re.match(r"cpu: (\d+)", line):
+                    cpu = int(match[1])
+                elif match := re.match(r" clock (\d+):", line):
+                    clock = int(match[1])
+                elif match := re.match(r" #\d+: <[0-9a-f]+>, (\S+), ", line):
+                    function = match[1]
+                elif match := re.match(r" # expires at \d+-(\d+) nsecs", line):
+                    found.append((cpu, clock, function, int(match[1])))
+            return found
+
+        section = "timers"
+        before, after = listed(self.before), listed(self.after)
+        if not before or not after:
+            return
+        names = ("MONOTONIC", "REALTIME", "BOOTTIME", "TAI", "MONOTONIC_SOFT", "REALTIME_SOFT", "BOOTTIME_SOFT", "TAI_SOFT")
+        ours = {(t["cpu"], names.index(t["base"]), t.get("function"), t.get("expires_ns"))
+                for t in self.own.get("timers") or [] if t["kind"] == "hrtimer"}
+        for timer in sorted(set(before) & set(after)):
+            self.tally.check(section, f"cpu {timer[0]} {timer[2]} at {timer[3]}", timer in ours, True)
+        idle = {cpu["cpu"] for cpu in self.own.get("cpus") or [] if cpu.get("idle")}
+        idle |= {t["cpu"] for t in self.own.get("timers") or [] if t.get("running") and not t.get("function")}
+        on = lambda rows, function: sorted(t[0] for t in rows if t[2] == function and t[0] not in idle)
+        for function in ("tick_nohz_handler", "watchdog_timer_fn"):
+            here = sorted({t[0] for t in before if t[2] == function} - idle)
+            self.tally.check(section, f"CPUs with {function}", on(ours, function), here)
 
     # The guest's kernel
 
@@ -643,8 +684,14 @@ class Comparison:
             self.tally.check(section, f"{where} state_name", info.get("state_name"), pairs[info["state"]])
         self.tally.allow(section, f"{where} state", info.get("state"), before["state"], rule,
                          info.get("state") in set("RSDI") | {after["state"]})
+        if before["cgroup"] is not None and info.get("cgroup") is not None:
+            steady("cgroup", info["cgroup"], "cgroup")
         if record is None:
             return
+        # One that has not been switched since sleeps where it slept.
+        still = all(before[n] == record[n] for n in ("nvcsw", "nivcsw"))
+        if still and before["wchan"] and before["state"] in "SDI" and info.get("state") in ("S", "D", "I"):
+            self.tally.check(section, f"{where} wchan", info.get("wchan") or "0", before["wchan"])
         steady("real_parent_pid", record.get("real_parent_pid"), "ppid")
         steady("pgid", record.get("pgid"), "pgid")
         steady("sid", record.get("sid"), "sid")
@@ -659,6 +706,53 @@ class Comparison:
             self.within(section, f"{where} {name}", before[name], record[name], after[name])
         # /proc scales utime and stime so that their sum is the precise runtime; the report has the
         # raw tick counts. Only their order of magnitude can be compared: see docs/interop.md.
+
+    def locks(self):
+        """Who waits for what and who has it, as `guestkit locks` arranged it."""
+        section = "locks and roles"
+        roles = text(self.before.path.parent / "locks" / "roles.txt")
+        if roles is None:
+            return
+        # name, thread id, address of a futex
+        roles = {name: (int(tid), int(word, 16)) for name, tid, word in map(str.split, roles.splitlines())}
+        tasks = {t["pid"]: t for t in self.own.get("tasks") or []}
+        locks = {lock["address"]: lock for lock in self.own.get("locks") or []}
+        for name, kind, owner in (
+            ("lock-mutex-1", "mutex", "lock-holder"), ("lock-mutex-2", "mutex", "lock-holder"),
+            ("lock-rwsem", "rwsem", "lock-holder"), ("lock-futex", "futex", None),
+            ("lock-pi", "pi_futex", "lock-pi-owner"),
+        ):
+            tid, word = roles[name]
+            waits = tasks.get(tid, {}).get("waits_for") or {}
+            lock = locks.get(waits.get("address")) or {}
+            self.tally.check(section, f"{name} kind", waits.get("kind"), kind)
+            self.tally.check(section, f"{name} owner", (lock.get("owner") or {}).get("pid"), owner and roles[owner][0])
+            self.tally.check(section, f"{name} word", int(lock.get("user_address") or "0", 16), word)
+            waiters = [w["pid"] for w in lock.get("waiters") or []]
+            self.tally.check(section, f"{name} is among the waiters", tid in waiters, True)
+        boosted = tasks.get(roles["lock-pi-owner"][0], {}).get("boosted_by") or {}
+        self.tally.check(section, "lock-pi-owner boosted_by", boosted.get("pid"), roles["lock-pi"][0])
+
+    def cpu_masks(self):
+        """Masks and topology in /sys; guests made before these were saved have none."""
+        section, top = "CPUs and /sys", "sys/devices/system/cpu"
+        kernel = self.own.get("kernel") or {}
+        for name in ("online", "possible", "present", "isolated", "nohz_full"):
+            theirs = self.before.read(f"{top}/{name}")
+            if theirs is not None:
+                # Without nohz_full= there is no mask to print.
+                theirs = theirs.strip().replace("(null)", "")
+                self.tally.check(section, name, kernel.get(f"cpus_{name}"), theirs)
+        for cpu in self.own.get("cpus") or []:
+            number, topology = cpu["cpu"], cpu.get("topology") or {}
+            files = {"core": "topology/thread_siblings_list", "package": "topology/physical_package_id"}
+            for index in range(4):
+                if (self.before.read(f"{top}/cpu{number}/cache/index{index}/level") or "").strip() == "3":
+                    files["llc"] = f"cache/index{index}/shared_cpu_list"
+            for name, file in files.items():
+                theirs = self.before.read(f"{top}/cpu{number}/{file}")
+                if theirs is not None:
+                    self.tally.check(section, f"cpu {number} {name}", str(topology.get(name)), theirs.strip())
 
     def cpu_time(self):
         section = "per_cpu_time"

@@ -30,13 +30,15 @@ from drgn.helpers.linux.cpumask import cpumask_to_cpulist, for_each_cpu, for_eac
 from drgn.helpers.linux.irq import (
     for_each_irq_desc, irq_desc_action_names, irq_desc_chip_name, irq_desc_kstat_cpu,
 )
+from drgn.helpers.linux.idr import idr_for_each_entry
 from drgn.helpers.linux.list import list_for_each, list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu, per_cpu_ptr
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.nodemask import for_each_online_node
 from drgn.helpers.linux.printk import get_printk_records
 from drgn.helpers.linux.sched import task_cpu, task_state_to_char
-from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns
+from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns, ktime_get_coarse_ns
+from drgn.helpers.linux.timer import hrtimer_clock_base_for_each, timer_base_for_each, timer_base_names
 
 ULONG = "unsigned long"
 CHARS = "char *"
@@ -99,10 +101,13 @@ GLOBALS = {
     "scx_tasks": "struct list_head",
     "scx_watchdog_timeout": ULONG,
     "scx_watchdog_timestamp": ULONG,
+    "scx_watchdog_work": "struct delayed_work",
     "sparse_irqs": "struct maple_tree",
     "stop_sched_class": "struct sched_class",
     "timekeeper_data": lambda prog: prog.array_type(prog.type("struct tk_data"), 1),
     "tk_core": tk_core,
+    "worker_pool_idr": "struct idr",
+    "workqueues": "struct list_head",
     # fs/proc/array.c: R, S, D, T, t, X, Z, P, I
     "task_state_array": lambda prog: prog.array_type(prog.type("const char *"), 9),
 }
@@ -263,7 +268,9 @@ class Reader:
             # struct elf_prstatus: 112 bytes, then user_regs_struct; rip is its 17th register.
             rip, = struct.unpack_from("<Q", desc, 112 + 16 * 8)
             rsp, = struct.unpack_from("<Q", desc, 112 + 19 * 8)
-            entry = {"instruction_pointer": rip, "stack_pointer": rsp}
+            cs, = struct.unpack_from("<Q", desc, 112 + 17 * 8)
+            flags, = struct.unpack_from("<Q", desc, 112 + 18 * 8)
+            entry = {"instruction_pointer": rip, "stack_pointer": rsp, "user": cs & 3 == 3, "irqs": bool(flags & 0x200)}
             if i < len(qemu):
                 # QEMUCPUState: version, size, 18 registers, 10 segments of 24 bytes, cr[5].
                 entry["cr3"], = struct.unpack_from("<Q", qemu[i], 8 + 18 * 8 + 10 * 24 + 3 * 8)
@@ -437,6 +444,155 @@ class Reader:
             out.append(entry)
         return out
 
+    # CPUs
+
+    def of_cpu(self, name, of, cpu):
+        """A per-CPU variable; BTF has no types for them here."""
+        return per_cpu(Object(self.prog, of, address=self.symbol(name)), cpu)
+
+    def mask(self, var):
+        """A cpumask_var_t: an array of one mask, or a pointer to one."""
+        return cpumask_to_cpulist(var[0])
+
+    def cpu_details(self):
+        prog, out = self.prog, []
+        counts_irqs_off = self.symbol("local_interrupt_disable_state") is not None
+        release = tuple(int(n) for n in re.match(r"(\d+)\.(\d+)", text(prog["init_uts_ns"].name.release)).groups())
+        # TIF_NEED_RESCHED of arch/x86 until 6.17, of asm-generic/thread_info_tif.h since.
+        resched = 3 if release < (6, 18) else 4
+        idle = {}
+        for bit in ("cpu", "smt") if self.ext and self.key("scx_builtin_idle_enabled") else ():
+            if self.key("scx_builtin_idle_per_node"):
+                of = prog.pointer_type(prog.pointer_type(prog.type("struct scx_idle_cpus")))
+                masks = Object(prog, prog.pointer_type(of), value=self.symbol("scx_idle_node_masks"))[0]
+                masks = [masks[n][0] for n in range(prog["nr_node_ids"].value_()) if masks[n].value_()]
+            else:
+                masks = [Object(prog, "struct scx_idle_cpus", address=self.symbol("scx_idle_global_masks"))]
+            idle[bit] = {c for m in masks for c in self.list_to_cpus(self.mask(m.member_(bit)))}
+        for cpu in self.cpus:
+            rq = self.rq(cpu)
+            wide = counts_irqs_off  # both came in 7.3
+            count = self.of_cpu("__preempt_count", "unsigned long" if wide else "unsigned int", cpu).value_()
+            hardirq = 24 if counts_irqs_off else 16
+            flags = rq.curr.thread_info.flags.value_()
+            tick = self.of_cpu("tick_cpu_sched", "struct tick_sched", cpu)
+            servers = []
+            for name in ("fair", "ext"):
+                if has(rq, f"{name}_server"):
+                    server = rq.member_(f"{name}_server")
+                    active = bool(server.dl_server_active)
+                    servers.append({
+                        "class": name, "active": active,
+                        "throttled": bool(server.dl_throttled) if active else None,
+                        "deferred": bool(server.dl_defer_armed) if active else None,
+                        "running": bool(server.dl_defer_running) if active else None,
+                        "runtime_ns": server.dl_runtime.value_(), "period_ns": server.dl_period.value_(),
+                    })
+            package = self.of_cpu("cpu_info", "struct cpuinfo_x86", cpu).topo.pkg_id.value_()
+            core = self.mask(self.of_cpu("cpu_sibling_map", "cpumask_var_t", cpu))
+            out.append({
+                "cpu": cpu,
+                "context": {
+                    "preempt_count": count,
+                    "preempt_disabled": count & 0xFF,
+                    "in_softirq": bool(count >> 8 & 1),
+                    "bh_disabled": count >> 9 & 0x7F,
+                    "hardirq_disabled": count >> 16 & 0xFF if counts_irqs_off else None,
+                    "hardirqs": count >> hardirq & 15,
+                    "nmis": count >> hardirq + 4 & 15,
+                    "preempt_need_resched": not count >> (63 if wide else 31),
+                    "need_resched": bool(flags >> resched & 1),
+                    "need_resched_lazy": bool(flags >> resched + 1 & 1),
+                },
+                "classes": {
+                    "dl": rq.dl.dl_nr_running.value_(), "rt": rq.rt.rt_nr_running.value_(),
+                    "fair": value(rq, "cfs.h_nr_queued" if has(rq.cfs, "h_nr_queued") else "cfs.h_nr_running"),
+                    "ext": rq.scx.nr_running.value_() if self.ext else None,
+                },
+                "tick": {"stopped": bool(tick.flags & 2), "last_jiffies": tick.last_tick_jiffies.value_()},
+                "entry_ns": tick.idle_entrytime.value_() if tick.flags & 1 else None,
+                "topology": {
+                    "node": self.of_cpu("numa_node", "int", cpu).value_(),
+                    "core": core,
+                    "llc": self.mask(self.of_cpu("cpu_llc_shared_map", "cpumask_var_t", cpu)),
+                    "package": package if core else None,
+                },
+                "scx_idle": {bit: cpu in cpus for bit, cpus in idle.items()} or None,
+                "servers": servers,
+                "exec_start_ns": rq.curr.se.exec_start.value_(),
+            })
+        return out
+
+    def key(self, name):
+        """Whether a static key is on."""
+        at = self.symbol(name)
+        return at is not None and Object(self.prog, "struct static_key_false", address=at).key.enabled.counter.value_() > 0
+
+    def cpu_masks(self):
+        """Isolated CPUs, by the numbers of this kernel's enum hk_type."""
+        of = lambda name: cpumask_to_cpulist(Object(self.prog, "struct cpumask", address=self.symbol(name)))
+        out = {"cpus_present": of("__cpu_present_mask"), "cpus_active": of("__cpu_active_mask")}
+        housekeeping = Object(self.prog, "struct housekeeping", address=self.symbol("housekeeping"))
+        kind = self.enum("hk_type")["HK_TYPE_DOMAIN"]
+        kept = set(self.cpus)
+        if housekeeping.flags.value_() >> kind & 1:
+            mask = housekeeping.cpumasks[kind]
+            # An array of masks in older kernels, of pointers in newer ones.
+            kept = set(self.list_to_cpus(cpumask_to_cpulist(mask[0])))
+        out["isolated"] = sorted(set(self.cpus) - kept)
+        return out
+
+    # Locks
+
+    def lock_waiters(self, lock, of):
+        """Tasks in a lock's list: since 7.1 a ring of waiters without a head."""
+        if has(lock, "first_waiter"):
+            first = lock.first_waiter
+            if not first.value_():
+                return []
+            head = first.list.address_of_()
+            return [first.task.value_()] + [w.task.value_() for w in list_for_each_entry(of, head, "list")]
+        return [w.task.value_() for w in list_for_each_entry(of, lock.wait_list.address_of_(), "list")]
+
+    def rt_waiters(self, node):
+        if not node.value_():
+            return []
+        waiter = container_of(node, "struct rt_mutex_waiter", "tree.entry")
+        return self.rt_waiters(node.rb_left) + [waiter.task.value_()] + self.rt_waiters(node.rb_right)
+
+    def locks(self, tasks):
+        """Every lock that a task points to, by address; what only stacks tell is not here."""
+        found, prog = {}, self.prog
+        for task in tasks:
+            word = value(task, "blocker") or 0
+            kind = ("mutex", "semaphore", "rwsem", "rwsem")[word & 3] if word else None
+            address = word & ~3
+            if has(task, "blocked_on") and task.blocked_on.value_():
+                kind, address = "mutex", task.blocked_on.value_()
+            if kind == "mutex":
+                lock = Object(prog, "struct mutex", address=address)
+                owner = lock.owner.counter.value_() & ~7 & (1 << 64) - 1
+                row = {"owner": owner, "waiters": self.lock_waiters(lock, "struct mutex_waiter")}
+            elif kind == "rwsem":
+                lock = Object(prog, "struct rw_semaphore", address=address)
+                count = lock.count.counter.value_() & (1 << 63) - 1
+                owner = lock.owner.counter.value_() & ~3 & (1 << 64) - 1
+                row = {"owner": owner if count & 1 else 0, "waiters": self.lock_waiters(lock, "struct rwsem_waiter"),
+                       "readers": None if count & 1 else count >> 8}
+            elif kind == "semaphore":
+                lock = Object(prog, "struct semaphore", address=address)
+                row = {"owner": 0, "waiters": self.lock_waiters(lock, "struct semaphore_waiter")}
+            elif has(task, "pi_blocked_on") and task.pi_blocked_on.value_():
+                lock = task.pi_blocked_on.lock
+                address, kind = lock.value_(), "rt_mutex"
+                row = {"owner": lock.owner.value_() & ~1,
+                       "waiters": self.rt_waiters(lock.waiters.rb_root.rb_node)}
+            else:
+                continue
+            if task.value_() in row["waiters"]:
+                found[address] = {"kind": kind, **row}
+        return found
+
     @staticmethod
     def list_to_cpus(cpulist):
         for part in filter(None, cpulist.split(",")):
@@ -568,6 +724,8 @@ class Reader:
             cpus_allowed=cpumask_to_cpulist(task.cpus_ptr[0]),
             nr_cpus_allowed=task.nr_cpus_allowed.value_(),
             migration_disabled=value(task, "migration_disabled"),
+            cgroup=cgroup_path(task.cgroups.dfl_cgrp).decode(),
+            boosted_by=(task.pi_top_task.value_() or None) if has(task, "pi_top_task") else None,
         )
         if signal.value_():
             try:
@@ -747,6 +905,88 @@ class Reader:
             },
         }
 
+    def function(self, at):
+        """What a function's address can be called; several symbols can be there."""
+        return sorted({symbol.name for symbol in self.prog.symbols(at) if symbol.address == at})
+
+    def task_of(self, task):
+        return [task.pid.value_(), text(task.comm), task.value_()] if task else None
+
+    def timers(self):
+        rows, now = [], ktime_get_coarse_ns(self.prog).value_()
+        jiffies = self.prog["jiffies_64"].value_()
+        clocks = {e.value: e.name[len("HRTIMER_BASE_"):] for e in self.prog.type("enum hrtimer_base_type").enumerators}
+        wheels = [name[len("BASE_"):] for name in timer_base_names(self.prog)]
+        for cpu in self.cpus:
+            for index, clock in enumerate(per_cpu(self.prog["hrtimer_bases"], cpu).clock_base):
+                for timer in hrtimer_clock_base_for_each(clock.address_of_()):
+                    called = self.function(timer.function.value_())
+                    row = {"cpu": cpu, "kind": "hrtimer", "base": clocks[index], "kva": timer.value_(), "function": called,
+                           "expires_ns": timer.node.expires.value_(),
+                           "left_ns": timer.node.expires.value_() - clock.offset.value_() - now}
+                    if "hrtimer_wakeup" in called:
+                        row["wakes"] = self.task_of(container_of(timer, "struct hrtimer_sleeper", "timer").task)
+                    if "bpf_timer_cb" in called:
+                        row["bpf_map_id"] = container_of(timer, "struct bpf_hrtimer", "timer").cb.map.id.value_()
+                    rows.append(row)
+            for name, base in zip(wheels, per_cpu(self.prog["timer_bases"], cpu)):
+                for timer in timer_base_for_each(base.address_of_()):
+                    called = self.function(timer.function.value_())
+                    row = {"cpu": cpu, "kind": "wheel", "base": name, "kva": timer.value_(), "function": called,
+                           "expires_jiffies": timer.expires.value_(), "left_jiffies": timer.expires.value_() - jiffies,
+                           # Which list it is on, the timer itself knows (timer_get_idx()).
+                           "slot": timer.flags.value_() >> 22}
+                    if "delayed_work_timer_fn" in called:
+                        row["work"] = self.function(container_of(timer, "struct delayed_work", "timer").work.func.value_())
+                    if "process_timeout" in called:
+                        row["wakes"] = self.task_of(container_of(timer, "struct process_timer", "timer").task)
+                    rows.append(row)
+        return rows
+
+    def work(self, work):
+        data, queue = work.data.counter.value_(), None
+        if data & 4:  # WORK_STRUCT_PWQ; the address stands above the 8 bits of flags and colour
+            queue = text(Object(self.prog, "struct pool_workqueue *", data & 0xFFFFFFFFFFFFFF00).wq.name)
+        return {"kva": work.value_(), "function": self.function(work.func.value_()), "workqueue": queue}
+
+    def works(self, head):
+        return [self.work(work) for work in list_for_each_entry("struct work_struct", head.address_of_(), "entry")]
+
+    def workqueues(self):
+        jiffies, pools = self.prog["jiffies_64"].value_(), {}
+        for number, pointer in idr_for_each_entry(self.prog["worker_pool_idr"].address_of_(), "struct worker_pool"):
+            pool = pointer
+            progress = pool.last_progress_ts if has(pool, "last_progress_ts") else pool.watchdog_ts
+            busy = []
+            for worker in list_for_each_entry("struct worker", pool.workers.address_of_(), "node"):
+                if worker.current_work:
+                    busy.append({
+                        "task": self.task_of(worker.task), "work_kva": worker.current_work.value_(),
+                        "function": self.function(worker.current_func.value_()),
+                        "workqueue": text(worker.current_pwq.wq.name),
+                        "since_jiffies": value(worker, "current_start") if has(worker, "current_start") else None,
+                        "scheduled": self.works(worker.scheduled),
+                    })
+            pools[number] = {
+                "kva": pool.value_(), "cpu": pool.cpu.value_(), "nice": pool.attrs.nice.value_(),
+                "flags": pool.flags.value_(), "nr_running": pool.nr_running.value_(), "nr_workers": pool.nr_workers.value_(),
+                "nr_idle": pool.nr_idle.value_(), "progress_age_jiffies": jiffies - progress.value_(),
+                "busy": busy, "pending": self.works(pool.worklist), "inactive": [],
+            }
+        by_address = {pool["kva"]: pool for pool in pools.values()}
+        for queue in list_for_each_entry("struct workqueue_struct", self.prog["workqueues"].address_of_(), "list"):
+            for pwq in list_for_each_entry("struct pool_workqueue", queue.pwqs.address_of_(), "pwqs_node"):
+                by_address[pwq.pool.value_()]["inactive"] += self.works(pwq.inactive_works)
+        watchdog = self.global_("scx_watchdog_work")
+        return {
+            "pools": pools,
+            "scx_watchdog": None if watchdog is None else {
+                "kva": watchdog.address_, "function": self.function(watchdog.work.func.value_()),
+                "pending": bool(watchdog.work.data.counter.value_() & 1),
+                "expires_jiffies": watchdog.timer.expires.value_() if watchdog.timer.entry.pprev else None,
+            },
+        }
+
     def kernel_log(self):
         ring, comms = self.prog["prb"].desc_ring, {}
         if has(ring.infos, "comm"):
@@ -798,6 +1038,9 @@ def read(path, vmlinux=None):
         "exit_info": reader.exit_info(subject) if subject is not None else None,
         "events": reader.events(subject) if subject is not None else {},
         "run_queues": reader.run_queues(),
+        "cpu_details": reader.cpu_details(),
+        "cpu_masks": reader.cpu_masks(),
+        "locks": reader.locks(scx_order + others),
         "dsqs": [reader.dsq(*d) for d in reader.dsqs(scheds)] if reader.ext else [],
         "scx_tasks_order": [t.value_() for t in scx_order],
         "tasks": [reader.task(t) for t in scx_order + others],
@@ -806,6 +1049,8 @@ def read(path, vmlinux=None):
         "numa": reader.numa(),
         "irqs": reader.irqs(),
         "schedstats": reader.schedstats(),
+        "timers": reader.timers(),
+        "workqueues": reader.workqueues(),
         "kernel_log": reader.kernel_log(),
         **({"stacks": stacks} if stacks else {}),
     }

@@ -1,7 +1,8 @@
 //! The kernel has taken scheduling over without a failure.
 //!
 //! `scx_sched.bypass_depth` is not 0 while a scheduler is enabled or disabled and across suspend;
-//! tasks then run in FIFO order, whatever the BPF scheduler says.
+//! tasks then run in FIFO order, whatever the BPF scheduler says. Where the kernel is in a callback
+//! meanwhile, that is what it waits for.
 
 use super::{Case, Confidence, Draft};
 
@@ -17,11 +18,47 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         return Vec::new();
     }
     let state = scheduler.enable_state.as_deref().unwrap_or("unknown");
+    let what = format!(
+        "the kernel bypasses the scheduler (depth {depth}, state {state}): tasks run in FIFO order"
+    );
+    let draft = |what: String| {
+        Draft::new(Confidence::Certain, what).rests_on("scheduler/bypass_depth", depth)
+    };
+    let Some((task_at, index, symbol, source)) = busy_with(case) else {
+        return vec![draft(what)];
+    };
+    let program = super::program_name(symbol);
+    let draft = draft(format!("{what}; it is in {program}() at {source}"));
     vec![
-        Draft::new(
-            Confidence::Certain,
-            format!("the kernel bypasses the scheduler (depth {depth}, state {state}): tasks run in FIFO order"),
-        )
-        .rests_on("scheduler/bypass_depth", depth),
+        draft
+            .advice("while it is enabled or disabled, init_task(), exit_task() and the like run once for each task: keep them short")
+            .rests_on(format_args!("tasks/{task_at}/stack/{index}/source"), source),
     ]
+}
+
+/// Where the task that enables or disables the scheduler is in a program of its.
+fn busy_with<'r>(case: &Case<'r>) -> Option<(usize, usize, &'r str, &'r str)> {
+    let mut tasks = case.report.tasks.iter().enumerate();
+    tasks.find_map(|(task_at, task)| {
+        let called = |frame: &scx_postmortem_format::report::Frame| {
+            let symbol = frame.symbol.as_deref().unwrap_or_default();
+            [
+                "scx_enable",
+                "scx_root_enable",
+                "scx_disable",
+                "scx_root_disable",
+            ]
+            .iter()
+            .any(|function| symbol.starts_with(function))
+        };
+        task.stack.iter().any(called).then_some(())?;
+        let mut frames = task.stack.iter().enumerate();
+        let (index, frame) = frames.rfind(|(_, frame)| frame.source.is_some())?;
+        Some((
+            task_at,
+            index,
+            frame.symbol.as_deref()?,
+            frame.source.as_deref()?,
+        ))
+    })
 }

@@ -23,13 +23,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             Some((index, frame.symbol.as_deref()?, frame.source.as_deref()?))
         })
         .next();
-    let place = program.map(|(_, symbol, source)| {
-        // bpf_prog_0123456789abcdef_name+0x12/0x34
-        let function = symbol.split('+').next().unwrap_or(symbol);
-        let function = function.strip_prefix("bpf_prog_").unwrap_or(function);
-        let function = function.split_once('_').map_or(function, |(_, name)| name);
-        format!(" in {function}() at {source}")
-    });
+    let place = program
+        .map(|(_, symbol, source)| format!(" in {}() at {source}", super::program_name(symbol)));
     let mut draft = Draft::new(
         Confidence::Certain,
         format!("{how}{}: {message}", place.unwrap_or_default()),

@@ -6,16 +6,23 @@
 //! finding is the verdict. A rule that misses what it needs says nothing.
 
 mod affinity;
+mod arena_full;
 mod bypass;
 mod error_exit;
 mod idle_cpu;
+mod lock_holder;
 mod queue;
 mod realtime;
+mod ringbuf;
+mod slow_program;
+mod stranded;
+mod stuck;
 
 use std::fmt::Display;
 
 use scx_postmortem_format::report::{
-    CpuInfo, Finding, FindingEvidence, PostmortemReport, StarvedTask, TaskInfo,
+    CpuInfo, FailureDumpMap, Finding, FindingEvidence, MapInfo, PostmortemReport, StarvedTask,
+    TaskInfo,
 };
 
 /// How sure a rule is.
@@ -70,25 +77,43 @@ impl Draft {
         });
         self
     }
+
+    /// The same for a fact of the shared part of the report.
+    fn rests_on_shared(mut self, path: impl Display, value: impl Display) -> Self {
+        self.evidence.push(FindingEvidence {
+            path: format!("/{path}"),
+            value: value.to_string(),
+        });
+        self
+    }
 }
 
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 7] = [
+const RULES: [(&str, Rule); 13] = [
     ("error-exit", error_exit::find),
+    ("cpu-stuck", stuck::find),
+    ("lock-holder-off-cpu", lock_holder::find),
+    ("arena-exhausted", arena_full::find),
     ("queue-never-consumed", queue::never_consumed),
+    ("ringbuf-full", ringbuf::find),
     ("real-time-hog", realtime::find),
+    ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),
     ("idle-cpu-with-waiting-work", idle_cpu::find),
+    ("slow-program", slow_program::find),
     ("queue-stopped", queue::stopped),
     ("bypass", bypass::find),
 ];
 
-/// The findings on a report, the verdict first.
+/// The findings on a report, the verdict first. `shared_maps` is `maps` of the shared part.
 #[must_use]
-pub fn findings(report: &PostmortemReport) -> Vec<Finding> {
-    let case = Case { report };
+pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Vec<Finding> {
+    let case = Case {
+        report,
+        shared_maps,
+    };
     let mut found: Vec<(Confidence, Finding)> = Vec::new();
     for (rule, find) in RULES {
         for draft in find(&case) {
@@ -111,6 +136,7 @@ pub fn findings(report: &PostmortemReport) -> Vec<Finding> {
 /// The report, with the look-ups that rules share.
 struct Case<'r> {
     report: &'r PostmortemReport,
+    shared_maps: &'r [FailureDumpMap],
 }
 
 impl<'r> Case<'r> {
@@ -143,6 +169,17 @@ impl<'r> Case<'r> {
         Some(cpus.collect())
     }
 
+    /// The map at that address, when it is one of the scheduler's.
+    fn used_by_scheduler(&self, kva: u64) -> Option<&'r MapInfo> {
+        let map = self.report.maps.iter().find(|map| map.kva.0 == kva)?;
+        let active = self.report.active.as_ref()?;
+        active
+            .maps
+            .iter()
+            .any(|used| used.id == Some(map.id))
+            .then_some(map)
+    }
+
     /// CPUs that are not known to be offline.
     fn online(&self) -> usize {
         let cpus = self.report.cpus.iter();
@@ -164,6 +201,13 @@ fn parse_cpus(list: &str) -> Option<Vec<(u32, u32)>> {
 /// `comm[pid]`, as the kernel writes it.
 fn name(task: &StarvedTask) -> String {
     format!("{}[{}]", task.comm, task.pid)
+}
+
+/// The name of a BPF function out of its symbol, `bpf_prog_0123456789abcdef_name+0x12/0x34`.
+fn program_name(symbol: &str) -> &str {
+    let function = symbol.split('+').next().unwrap_or(symbol);
+    let function = function.strip_prefix("bpf_prog_").unwrap_or(function);
+    function.split_once('_').map_or(function, |(_, name)| name)
 }
 
 /// Seconds of a wait, as the kernel writes them.

@@ -1,6 +1,10 @@
 //! Rules on small reports made by hand. Those that a shipped capture shows are in `tests/findings.rs`.
 
-use scx_postmortem_format::report::{CurrTask, DsqInfo, ExitInfo, Hex, QueuedTask, SchedulerInfo};
+use scx_postmortem_format::report::{
+    ActiveInfo, ArenaInfo, Callback, CurrTask, DsqInfo, ExitInfo, FailureDumpRingbuf, Flags, Frame,
+    Hex, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask, RingRecord,
+    SchedulerInfo, StorageOwner,
+};
 
 use super::*;
 
@@ -64,7 +68,7 @@ fn stalled(cpus_allowed: &str) -> PostmortemReport {
 }
 
 fn rules(report: &PostmortemReport) -> Vec<String> {
-    findings(report).into_iter().map(|f| f.rule).collect()
+    findings(report, &[]).into_iter().map(|f| f.rule).collect()
 }
 
 fn class(report: &mut PostmortemReport, cpu: usize, class: &str) {
@@ -82,14 +86,14 @@ fn cpu_lists() {
 
 #[test]
 fn a_queue_that_was_served_once_is_only_possible() {
-    let found = findings(&stalled("0-1"));
+    let found = findings(&stalled("0-1"), &[]);
     assert_eq!(rules(&stalled("0-1")), ["queue-stopped"]);
     assert!(found.iter().all(|f| f.confidence == "possible"));
 }
 
 #[test]
 fn a_bound_task_that_others_pass_is_told_by_its_affinity() {
-    let found = findings(&stalled("1"));
+    let found = findings(&stalled("1"), &[]);
     let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
     assert!(
         what.starts_with("victim[7] may only run on CPU 1"),
@@ -171,4 +175,270 @@ fn what_is_not_known_is_no_finding() {
     assert_eq!(rules(&report), ["queue-stopped"]);
     report.dsqs.clear();
     assert!(rules(&report).is_empty());
+}
+
+/// The scheduler uses map 5, at 0x5000.
+fn with_map(mut report: PostmortemReport, map: MapInfo) -> PostmortemReport {
+    report.maps.push(MapInfo {
+        id: 5,
+        kva: Hex(0x5000),
+        name: "it".into(),
+        ..map
+    });
+    report.active = Some(ActiveInfo {
+        maps: vec![MapRef {
+            id: Some(5),
+            ..MapRef::default()
+        }],
+        ..ActiveInfo::default()
+    });
+    report
+}
+
+fn first(report: &PostmortemReport, shared: &[FailureDumpMap]) -> Option<(String, String)> {
+    let found = findings(report, shared).into_iter();
+    found.map(|f| (f.rule, f.confidence)).next()
+}
+
+#[test]
+fn a_ring_buffer_is_full_when_the_next_record_does_not_fit() {
+    let report = with_map(
+        stalled("0-1"),
+        MapInfo {
+            flags: Some(Flags::default()),
+            records: vec![RingRecord {
+                len: 16,
+                ..RingRecord::default()
+            }],
+            ..MapInfo::default()
+        },
+    );
+    let shared = |consumer_pos, pending_bytes| {
+        [FailureDumpMap {
+            map_kva: 0x5000,
+            ringbuf: Some(FailureDumpRingbuf {
+                capacity: 4096,
+                consumer_pos,
+                pending_bytes,
+                ..FailureDumpRingbuf::default()
+            }),
+            ..FailureDumpMap::default()
+        }]
+    };
+    let full = Some(("ringbuf-full".to_owned(), "likely".to_owned()));
+    assert_eq!(first(&report, &shared(800, 4080)), full);
+    assert_ne!(first(&report, &shared(800, 4072)), full);
+    // One that nobody was ever meant to read says less.
+    let unread = Some(("ringbuf-full".to_owned(), "possible".to_owned()));
+    assert_eq!(first(&report, &shared(0, 4080)), unread);
+    // Nobody waits, or it is somebody else's.
+    let mut healthy = report.clone();
+    healthy.starved.clear();
+    assert_eq!(first(&healthy, &shared(800, 4080)), None);
+    let mut other = report;
+    other.active = None;
+    assert_ne!(first(&other, &shared(800, 4080)), full);
+}
+
+#[test]
+fn a_full_arena_is_why_when_those_without_a_context_starve() {
+    let mut report = with_map(
+        stalled("0-1"),
+        MapInfo {
+            max_entries: Some(9),
+            ..MapInfo::default()
+        },
+    );
+    report.arenas.push(ArenaInfo {
+        map_id: 5,
+        kva: Hex(0x5000),
+        pages: Some(9),
+        ..ArenaInfo::default()
+    });
+    let found = |confidence: &str| Some(("arena-exhausted".to_owned(), confidence.to_owned()));
+    assert_eq!(first(&report, &[]), found("possible"));
+    let owner = |kva| StorageOwner {
+        kva: Hex(kva),
+        ..StorageOwner::default()
+    };
+    report.maps.push(MapInfo {
+        id: 6,
+        kva: Hex(0x6000),
+        type_name: Some("task_storage".into()),
+        entries: Some(1),
+        owners: vec![owner(0x8000)],
+        ..MapInfo::default()
+    });
+    if let Some(active) = &mut report.active {
+        active.maps.push(MapRef {
+            id: Some(6),
+            ..MapRef::default()
+        });
+    }
+    assert_eq!(first(&report, &[]), found("certain"));
+    // The task that starves has one.
+    if let Some(map) = report.maps.last_mut() {
+        map.owners = vec![owner(0x7000)];
+    }
+    assert_eq!(first(&report, &[]), found("possible"));
+    // There is room.
+    if let Some(arena) = report.arenas.first_mut() {
+        arena.pages = Some(8);
+    }
+    assert_ne!(first(&report, &[]), found("possible"));
+}
+
+#[test]
+fn a_cpu_is_stuck_only_in_the_kernel_and_not_when_idle() {
+    let mut report = stalled("0-1");
+    report.starved.clear();
+    for (cpu, clock) in report.cpus.iter_mut().zip([9_000_000_000, 5_000_000_000]) {
+        cpu.clock_ns = Some(clock);
+    }
+    if let Some(curr) = report.cpus.get_mut(1).and_then(|cpu| cpu.curr.as_mut()) {
+        curr.kva = Hex(0x8000);
+    }
+    // In user space, as far as anybody knows.
+    assert_eq!(first(&report, &[]), None);
+    if let Some(task) = report.tasks.get_mut(1) {
+        task.stack.push(Frame {
+            symbol: Some("bpf_prog_0123456789abcdef_spin+0x1/0x2".into()),
+            source: Some("spin.bpf.c:3".into()),
+            ..Frame::default()
+        });
+    }
+    let found = findings(&report, &[]);
+    let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
+    assert!(what.contains("4.000s"), "{what}");
+    assert!(
+        what.ends_with("in the BPF program spin() at spin.bpf.c:3"),
+        "{what}"
+    );
+    if let Some(cpu) = report.cpus.get_mut(1) {
+        cpu.idle = Some(true);
+    }
+    assert_eq!(first(&report, &[]), None);
+}
+
+#[test]
+fn a_task_is_stranded_where_another_cpu_could_have_it() {
+    let mut report = stalled("0-1");
+    report.dsqs.clear();
+    for task in &mut report.starved {
+        task.dsq_origin = Some("local cpu 1".into());
+    }
+    assert_eq!(first(&report, &[]), None);
+    class(&mut report, 1, "rt");
+    let found = |confidence: &str| {
+        let rule = "stranded-on-local-queue".to_owned();
+        Some((rule, confidence.to_owned()))
+    };
+    assert_eq!(first(&report, &[]), found("likely"));
+    if let Some(cpu) = report.cpus.get_mut(1) {
+        cpu.online = Some(false);
+    }
+    assert_eq!(first(&report, &[]), found("certain"));
+    // All CPUs are taken: the queue makes no difference.
+    class(&mut report, 0, "rt");
+    assert_eq!(
+        first(&report, &[]),
+        Some(("real-time-hog".into(), "likely".into()))
+    );
+}
+
+#[test]
+fn a_slow_callback_stands_out_from_every_other() {
+    let program = |id, name: &str, runs, time_ns| ProgramInfo {
+        id,
+        name: name.into(),
+        stats: Some(ProgramStats {
+            runs,
+            time_ns,
+            ..ProgramStats::default()
+        }),
+        ..ProgramInfo::default()
+    };
+    let report = |enqueue_ns| PostmortemReport {
+        active: Some(ActiveInfo {
+            callbacks: ["enqueue", "dispatch", "init"]
+                .into_iter()
+                .zip(1..)
+                .map(|(member, id)| Callback {
+                    member: member.into(),
+                    prog: NamedId {
+                        id,
+                        ..NamedId::default()
+                    },
+                    ..Callback::default()
+                })
+                .collect(),
+            ..ActiveInfo::default()
+        }),
+        programs: vec![
+            program(1, "slow_enqueue", 100, enqueue_ns),
+            program(2, "slow_dispatch", 100, 10_000_000),
+            program(3, "slow_init", 1, 900_000_000_000),
+        ],
+        ..PostmortemReport::new("test")
+    };
+    assert_eq!(rules(&report(250_000_000)), ["slow-program"]);
+    assert!(rules(&report(190_000_000)).is_empty());
+    assert!(rules(&report(90_000_000)).is_empty());
+}
+
+#[test]
+fn the_owner_of_a_lock_counts_while_it_is_kept_from_running() {
+    let named = |pid: i32, kva| NamedTask {
+        pid,
+        comm: format!("task-{pid}"),
+        kva: Hex(kva),
+    };
+    let mut report = stalled("0-1");
+    report.locks = vec![LockInfo {
+        kind: "mutex".into(),
+        address: Hex(0xa000),
+        owner: Some(named(7, 0x7000)),
+        waiters: vec![named(21, 0x2100), named(22, 0x2200)],
+        ..LockInfo::default()
+    }];
+    // It is not known to be off its CPU.
+    assert_eq!(rules(&report), ["queue-stopped"]);
+    if let Some(task) = report.tasks.first_mut() {
+        (task.on_cpu, task.state) = (Some(false), Some("R".into()));
+        (task.runnable_age_ms, task.dsq_id) = (Some(20_000), Some(Hex(0x42)));
+    }
+    let found = findings(&report, &[]);
+    let first = found.first().cloned().unwrap_or_default();
+    assert_eq!(
+        (first.rule.as_str(), first.confidence.as_str()),
+        ("lock-holder-off-cpu", "certain")
+    );
+    assert_eq!(
+        first.what,
+        "task-7[7] has the mutex at 0xa000 that task-21[21] and task-22[22] wait for, and has itself been runnable for 20.000s without running, on DSQ 0x42"
+    );
+    // A sleeping owner waits for something itself.
+    let mut sleeping = report.clone();
+    if let Some(task) = sleeping.tasks.first_mut() {
+        task.state = Some("D".into());
+    }
+    assert_eq!(rules(&sleeping), ["queue-stopped"]);
+    // One that was preempted just now is nobody's fault, and a long wait is likely to be.
+    let mut young = report.clone();
+    young.starved.clear();
+    assert_eq!(rules(&young), ["lock-holder-off-cpu"]);
+    assert!(
+        findings(&young, &[])
+            .iter()
+            .all(|f| f.confidence == "likely")
+    );
+    if let Some(task) = young.tasks.first_mut() {
+        task.runnable_age_ms = Some(20);
+    }
+    assert!(rules(&young).is_empty());
+    // Nobody else wants it.
+    if let Some(lock) = report.locks.first_mut() {
+        lock.waiters = vec![named(7, 0x7000)];
+    }
+    assert_eq!(rules(&report), ["queue-stopped"]);
 }

@@ -186,6 +186,11 @@ impl Kernel {
     /// One sentence: what was looked for, what was found, and which flag supplies it.
     pub fn find(image: Image, overrides: &Overrides) -> std::result::Result<Self, String> {
         let mut provenance = Vec::new();
+        if let Some(id) = crate::tables::needed(&image) {
+            return Err(format!(
+                "the capture was reduced to what is not in the kernel tables {id}; supply these with --kernel-tables FILE"
+            ));
+        }
         let vmcoreinfo = find_vmcoreinfo(&image, overrides, &mut provenance)?;
         let release = vmcoreinfo.release().unwrap_or_default().to_owned();
 

@@ -1,5 +1,8 @@
 //! Our captures, as an image and for the commands that look at the file itself.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use scx_postmortem_format::capture::{
     Capture, LEFT_OUT, MemoryKind, MemoryRegion, NoteEntry, OpenError as FormatError, ReadError,
     note_types,
@@ -13,6 +16,8 @@ use crate::error::{Error, OpenError};
 
 /// A note of one vCPU, or VMCOREINFO, longer than this is not looked at.
 const NOTE_LIMIT: u64 = 1 << 14;
+/// Corrupt frames that are named.
+const MAX_DAMAGE: usize = 10;
 /// Sentences of one kind that are taken out of a manifest.
 const MAX_SENTENCES: usize = 100;
 /// Notes that are looked at: two for each of 8192 vCPUs, and room for others.
@@ -22,6 +27,8 @@ const MAX_NOTES: usize = 20_000;
 pub(super) struct CaptureMemory {
     capture: Capture<FileBytes>,
     regions: Vec<Region>,
+    /// Frames that reads found corrupt: where they begin in the file, and what is wrong.
+    corrupt: Mutex<BTreeMap<u64, (u64, &'static str)>>,
 }
 
 impl PhysicalMemory for CaptureMemory {
@@ -29,8 +36,34 @@ impl PhysicalMemory for CaptureMemory {
         self.capture.read_physical(gpa.0, buf).map_err(|e| match e {
             ReadError::Hole { gpa } => Error::Hole(Gpa(gpa)),
             ReadError::NotCaptured { gpa, .. } => Error::NotCaptured(Gpa(gpa)),
-            other => Error::Damaged(other.to_string()),
+            other => {
+                if let ReadError::Corrupt { frame, offset, why } = other {
+                    // A walker that panicked elsewhere changes nothing about what was found.
+                    let mut corrupt = self.corrupt.lock().unwrap_or_else(PoisonError::into_inner);
+                    corrupt.insert(frame, (offset, why));
+                }
+                Error::Damaged(other.to_string())
+            }
         })
+    }
+
+    fn damage(&self) -> Vec<String> {
+        let corrupt = self.corrupt.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = corrupt.iter().take(MAX_DAMAGE);
+        let mut sentences: Vec<String> = shown
+            .map(|(frame, (offset, why))| {
+                format!(
+                    "frame {frame} at byte {offset} of the capture is corrupt ({why}); what the report needed of it is missing"
+                )
+            })
+            .collect();
+        match corrupt.len().saturating_sub(MAX_DAMAGE) {
+            0 => {}
+            more => sentences.push(format!(
+                "{more} more frames are corrupt; `analyze verify` lists all damage"
+            )),
+        }
+        sentences
     }
 
     fn regions(&self) -> &[Region] {
@@ -119,7 +152,11 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
     let capture_manifest = capture.manifest().ok().cloned();
     Ok(Image {
         kind: ImageKind::Capture,
-        memory: Box::new(CaptureMemory { capture, regions }),
+        memory: Box::new(CaptureMemory {
+            capture,
+            regions,
+            corrupt: Mutex::default(),
+        }),
         vcpus: facts.vcpus,
         register_notes: facts.register_notes,
         vmcoreinfo: facts.vmcoreinfo,

@@ -63,6 +63,12 @@ pub trait PhysicalMemory: Send + Sync {
 
     /// The ranges that the image holds, ascending and disjoint.
     fn regions(&self) -> &[Region];
+
+    /// Where reads have met damage so far, each a sentence, in the order of the file. A walker
+    /// that goes around what it cannot read may not mention it; whoever ends a report asks here.
+    fn damage(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What kind of file an image is.

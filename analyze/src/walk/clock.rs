@@ -58,12 +58,37 @@ pub fn jiffies(kernel: &Kernel) -> Result<u64> {
     kernel.read_u64(at)
 }
 
+/// The clock of timers in ns, without suspend, as of the last timer tick (`ktime_get()` without
+/// the cycles since that tick).
+///
+/// # Errors
+/// When this kernel's timekeeper cannot be found or makes no sense.
+pub fn monotonic_ns(kernel: &Kernel) -> Result<i64> {
+    let (monotonic, _) = timekeeper(kernel)?;
+    i64::try_from(monotonic).map_err(|_| implausible(monotonic))
+}
+
 /// Time since boot in ns, suspend included, as of the last timer tick: what `/proc/uptime` shows
 /// (`ktime_get_boottime()` without the cycles since that tick).
 ///
 /// # Errors
 /// When this kernel's timekeeper cannot be found or makes no sense.
 pub fn uptime_ns(kernel: &Kernel) -> Result<u64> {
+    let (monotonic, offset) = timekeeper(kernel)?;
+    let boottime = monotonic + offset;
+    u64::try_from(boottime).map_err(|_| implausible(boottime))
+}
+
+fn implausible(ns: i128) -> Error {
+    Error::Implausible {
+        what: "the time since boot".into(),
+        found: format!("{ns} ns"),
+        why: "not negative, less than 584 years",
+    }
+}
+
+/// The monotonic clock, and by how much the time since boot is ahead of it.
+fn timekeeper(kernel: &Kernel) -> Result<(i128, i128)> {
     // 6.17 made it the first of an array, for auxiliary clocks.
     let data = kernel
         .global("timekeeper_data", "struct tk_data")
@@ -79,17 +104,12 @@ pub fn uptime_ns(kernel: &Kernel) -> Result<u64> {
     let seconds = tk.member("xtime_sec")?.i64()?;
     let to_monotonic = tk.member("wall_to_monotonic")?;
     let total = |seconds: i64, nsec: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nsec);
-    let boottime = total(seconds, nsec.cast_signed())
+    let monotonic = total(seconds, nsec.cast_signed())
         + total(
             to_monotonic.member("tv_sec")?.i64()?,
             to_monotonic.member("tv_nsec")?.i64()?,
-        )
-        + i128::from(tk.member("offs_boot")?.i64()?);
-    u64::try_from(boottime).map_err(|_| Error::Implausible {
-        what: "the time since boot".into(),
-        found: format!("{boottime} ns"),
-        why: "not negative, less than 584 years",
-    })
+        );
+    Ok((monotonic, i128::from(tk.member("offs_boot")?.i64()?)))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use scx_postmortem_format::report::{ExitInfo, Frame, Hex};
 
 use super::sched::{Sched, named_flags};
-use super::{Members, Remarks};
+use super::{Members, Remarks, kernel_dump};
 use crate::addr::Kva;
 use crate::bytes::{to_u64, to_usize};
 use crate::error::{Error, Result};
@@ -84,6 +84,7 @@ pub fn read(sched: &Sched<'_>, remarks: &mut Remarks) -> Result<Option<ExitInfo>
     let optional = &mut Members::of("exit_info", info, remarks);
     let (dump, dump_truncated) = optional.ok("dump", dump).unwrap_or_default();
     let dump = Some(dump).filter(|d| !d.is_empty());
+    let parsed_dump = dump.as_deref().map(kernel_dump::parse);
     Ok(Some(ExitInfo {
         kind,
         kind_name: kind_name(kind),
@@ -101,5 +102,6 @@ pub fn read(sched: &Sched<'_>, remarks: &mut Remarks) -> Result<Option<ExitInfo>
         backtrace: optional.ok("bt", backtrace).unwrap_or_default(),
         dump,
         dump_truncated,
+        parsed_dump,
     }))
 }

@@ -8,11 +8,14 @@
 
 pub mod bpf;
 pub mod clock;
+pub mod cpus;
 pub mod cputime;
 pub mod dsq;
 pub mod events;
 pub mod exit_info;
 pub mod irqs;
+pub mod kernel_dump;
+pub mod locks;
 pub mod numa;
 pub mod printk;
 pub mod psi;
@@ -21,6 +24,8 @@ pub mod sched;
 pub mod schedstat;
 pub mod stacks;
 pub mod tasks;
+pub mod timers;
+pub mod workqueues;
 
 use std::time::{Duration, Instant};
 
@@ -62,6 +67,10 @@ pub struct Limits {
     pub log: usize,
     /// Frames of one stack.
     pub frames: usize,
+    /// Timers.
+    pub timers: usize,
+    /// Works of all workqueues.
+    pub works: usize,
 }
 
 impl Default for Limits {
@@ -78,6 +87,8 @@ impl Default for Limits {
             cgroups: 4096,
             log: 200,
             frames: 128,
+            timers: 4096,
+            works: 4096,
         }
     }
 }
@@ -110,6 +121,8 @@ impl Limits {
             cgroups: self.cgroups.max(n),
             log: self.log.max(n),
             frames: self.frames.max(n),
+            timers: self.timers.max(n),
+            works: self.works.max(n),
         }
     }
 }

@@ -94,6 +94,10 @@ pub fn read<'k>(
             class: tasks.class(optional).map(str::to_owned),
             policy: tasks.policy(optional),
             running_ns,
+            arrived_ns: optional
+                .u64("sched_info.last_arrival")
+                .filter(|&since| since != 0),
+            exec_start_ns: optional.u64("se.exec_start"),
         }
     });
     let waiting = runnable
@@ -138,6 +142,8 @@ pub fn read<'k>(
         ops_qseq: qseq,
         runnable: waiting,
         runnable_truncated: cut,
+        // The walker of CPUs has the rest.
+        ..CpuInfo::default()
     };
     Ok(CpuRq {
         state,

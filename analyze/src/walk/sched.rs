@@ -11,11 +11,13 @@ use super::clock::Clock;
 use super::{Limits, Members, Remarks, required};
 use crate::addr::Kva;
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, TypeId};
+use crate::kernel::{Kernel, TypeId, WalkEnd};
 use crate::object::Object;
 
 /// More schedulers than cgroups that could own one.
 const MAX_SCHEDS: usize = 64;
+/// Deeper than sub-schedulers can be (`SCX_SUB_MAX_DEPTH` is 4).
+const MAX_LEVEL: i32 = 64;
 /// `SCX_OPS_NAME_LEN`.
 const OPS_NAME_LEN: usize = 128;
 /// `BPF_MAP_TYPE_STRUCT_OPS`.
@@ -352,12 +354,49 @@ pub fn read(
         enable_seq,
         hotplug_seq,
         level: optional.i32("level"),
+        parent_kva: optional.ok("ancestors", parent(object)).flatten(),
+        children: optional.get("children", children).unwrap_or_default(),
         cgroup_path: optional.get("cgrp_path", |p| p.string(4096)).flatten(),
         // Known once the struct_ops maps are read.
         struct_ops_map: None,
         callbacks: Vec::new(),
     };
     (state, info)
+}
+
+/// The scheduler above (`scx_parent()`); `None` for the root, and in kernels that know no other.
+fn parent(sched: &Object<'_>) -> Result<Option<Hex>> {
+    let level = match sched.member("level") {
+        Ok(level) => level.i32()?,
+        Err(error) if error.is_absent() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(above) = level.checked_sub(1).and_then(|n| u64::try_from(n).ok()) else {
+        return Ok(None);
+    };
+    if level > MAX_LEVEL {
+        return Err(Error::Implausible {
+            what: "scx_sched.level".into(),
+            found: level.to_string(),
+            why: "sub-schedulers are few levels deep",
+        });
+    }
+    let parent = sched.member("ancestors")?.index(above)?.ptr()?;
+    Ok(Some(Hex(parent.0)))
+}
+
+/// The schedulers below, from the head of their list.
+fn children(head: Object<'_>) -> Result<Vec<Hex>> {
+    let kernel = head.kernel();
+    let walk = kernel.list(head.address(), MAX_SCHEDS);
+    if let WalkEnd::Broken(_, error) = walk.end {
+        return Err(error);
+    }
+    let entries = walk.items.into_iter().map(|node| {
+        let child = kernel.entry("struct scx_sched", "sibling", node)?;
+        Ok(Hex(child.address().0))
+    });
+    entries.collect()
 }
 
 /// The state of sched_ext as a whole, as /sys/kernel/sched_ext/state names it.

@@ -6,6 +6,7 @@
 //! [`crate::kernel::orc`].
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 use scx_postmortem_format::report::{Frame, Hex, TaskInfo};
@@ -31,6 +32,7 @@ pub fn read(
     remarks: &mut Remarks,
 ) {
     let on_cpu = current_tasks(kernel, remarks);
+    let sched_text = sched_text(kernel, remarks);
     tasks.par_iter_mut().for_each(|task| {
         let start = match on_cpu.get(&Kva(task.kva.0)) {
             Some(&cpu) => running(kernel, cpu),
@@ -49,10 +51,44 @@ pub fn read(
                     .map(|frame| describe(kernel, objects, btfs, *frame))
                     .collect();
                 task.stack_end = stack.end.reason();
+                task.wchan = wait_channel(kernel, &sched_text, task);
             }
             Err(reason) => task.stack_end = Some(reason),
         }
     });
+}
+
+/// Where the functions are that only schedule and lock: `in_sched_functions()`
+/// (kernel/sched/core.c).
+fn sched_text(kernel: &Kernel, remarks: &mut Remarks) -> Vec<Range<Kva>> {
+    let range = |start, end| Ok(kernel.symbol(start)?..kernel.symbol(end)?);
+    let sched = range("__sched_text_start", "__sched_text_end");
+    // Empty where all locks are inlined.
+    let lock = range("__lock_text_start", "__lock_text_end");
+    [sched, lock]
+        .into_iter()
+        .filter_map(|range| remarks.ok("tasks.wchan", range))
+        .collect()
+}
+
+/// The function that a sleeping task waits in: `get_wchan()` goes up the stack to the first that
+/// does more than schedule, or to the last.
+fn wait_channel(kernel: &Kernel, sched_text: &[Range<Kva>], task: &TaskInfo) -> Option<String> {
+    let sleeps = task.on_rq == Some(0) && task.state.as_deref() != Some("R");
+    if !sleeps || task.on_cpu != Some(false) || sched_text.is_empty() {
+        return None;
+    }
+    let mut frames = task.stack.iter().map(|frame| Kva(frame.addr.0));
+    let outside = |at: &Kva| !sched_text.iter().any(|range| range.contains(at));
+    let whole = task.stack_end.is_none();
+    let at = frames
+        .find(outside)
+        .or_else(|| task.stack.last().filter(|_| whole).map(|f| Kva(f.addr.0)))?;
+    let symbol = kernel.symbolize(at)?;
+    Some(match symbol.split_once('+') {
+        Some((name, _)) => name.to_owned(),
+        None => symbol,
+    })
 }
 
 /// The CPU of each task that is `current` on one.
@@ -117,7 +153,7 @@ fn running(kernel: &Kernel, cpu: u32) -> std::result::Result<Registers, String> 
 }
 
 /// The vCPU whose GS base is the CPU's per-CPU area; by number, where the file has no GS bases.
-fn vcpu_of(kernel: &Kernel, cpu: u32) -> Option<VcpuRegs> {
+pub(super) fn vcpu_of(kernel: &Kernel, cpu: u32) -> Option<VcpuRegs> {
     let area = kernel.per_cpu(Kva::NULL, cpu)?.0;
     let vcpus = &kernel.image.vcpus;
     let mut known = vcpus.iter().flatten();

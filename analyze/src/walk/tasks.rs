@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use rayon::prelude::*;
-use scx_postmortem_format::report::{Flags, Hex, QueuedTask, TaskEnrichment, TaskInfo};
+use scx_postmortem_format::report::{Flags, Hex, NamedTask, QueuedTask, TaskEnrichment, TaskInfo};
 
 use super::clock::Clock;
 use super::sched::named_flags;
@@ -410,6 +410,25 @@ impl<'k> Tasks<'k> {
             cpus_allowed: self.cpus_allowed(task),
             nr_cpus_allowed: task.i32("nr_cpus_allowed"),
             migration_disabled: task.u32("migration_disabled"),
+            cgroup: task.get("cgroups", |set| {
+                let cgroup = set.deref()?.member("dfl_cgrp")?.deref()?;
+                self.kernel.cgroup_path(&cgroup)
+            }),
+            boosted_by: task
+                .get("pi_top_task", |top| match top.deref() {
+                    // It has inherited nothing.
+                    Err(Error::Null(_)) => Ok(None),
+                    top => {
+                        let top = top?;
+                        let TaskRef { pid, comm } = TaskRef::read(&top)?;
+                        let kva = Hex(top.address().0);
+                        Ok(Some(NamedTask { pid, comm, kva }))
+                    }
+                })
+                .flatten(),
+            // What is known from the stacks comes with them.
+            wchan: None,
+            waits_for: None,
             stack: Vec::new(),
             stack_end: None,
         })

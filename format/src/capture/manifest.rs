@@ -43,6 +43,10 @@ pub struct Manifest {
     /// The early image, when the capture is dual.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early: Option<EarlyInfo>,
+    /// The id of the file that holds those pages of the kernel that this one has left out for
+    /// being in there; in that file itself, its own id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_tables: Option<String>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Extra,

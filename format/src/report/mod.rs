@@ -17,11 +17,15 @@ mod arena;
 mod bpf_maps;
 mod bpf_objects;
 mod cpu;
+mod cpu_state;
+mod deferred;
 mod dump;
 mod findings;
 mod hex;
+mod kernel_dump;
 mod kernel_side;
 pub mod limits;
+mod locks;
 mod map;
 mod omit;
 mod path;
@@ -46,13 +50,17 @@ pub use cpu::{
     CgroupPsiStat, NR_SOFTIRQS, PerCpuTimeStats, PerNodeNumaStats, SOFTIRQ_NAMES, VcpuPerfSample,
     VcpuRegSnapshot,
 };
+pub use cpu_state::*;
+pub use deferred::*;
 pub use dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, GuestSetupFailureContext,
     SCHEMA_DEGRADED, SCHEMA_DUAL, SCHEMA_SINGLE,
 };
 pub use findings::{Finding, FindingEvidence};
 pub use hex::{Hex, hex_bytes, hex_string};
+pub use kernel_dump::*;
 pub use kernel_side::*;
+pub use locks::*;
 pub use map::{
     FailureDumpArrayEntry, FailureDumpEntry, FailureDumpFdArray, FailureDumpMap,
     FailureDumpPercpuEntry, FailureDumpPercpuHashEntry, FailureDumpRingbuf, FailureDumpStackTrace,

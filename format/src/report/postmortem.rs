@@ -8,9 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::bpf_maps::{AllocatorInfo, ArenaInfo, Callback, MapInfo};
 use super::bpf_objects::{ActiveInfo, LinkInfo, MapRef, ProgramInfo};
+use super::cpu_state::{
+    ClassCounts, CpuContext, CpuIdle, CpuThrottling, CpuTick, CpuTopology, ScxIdleBits,
+};
+use super::deferred::{TimerInfo, WorkqueueInfo};
 use super::findings::Finding;
 use super::hex::Hex;
+use super::kernel_dump::{DumpComparison, KernelDump};
 use super::kernel_side::{IrqCount, LogRecord, PressureInfo, SchedStats};
+use super::locks::{LockInfo, LockWait, NamedTask};
 use super::omit::is_false;
 use super::recovered::RecoveredPointers;
 
@@ -57,6 +63,10 @@ pub struct PostmortemReport {
     /// How the scheduler ended. Absent when it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_info: Option<ExitInfo>,
+    /// The kernel's own dump against what this report has. Absent without a dump, and after the
+    /// ejection, when the queues are gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dump_differences: Option<DumpComparison>,
     /// The scheduler's event counters at this moment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub event_counters: Vec<EventCounter>,
@@ -69,6 +79,9 @@ pub struct PostmortemReport {
     /// Tasks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskInfo>,
+    /// Locks that tasks wait for, by address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<LockInfo>,
     /// BPF maps, by id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<MapInfo>,
@@ -100,6 +113,13 @@ pub struct PostmortemReport {
     /// Statistics of the run queues. Absent in kernels that keep none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedstats: Option<SchedStats>,
+    /// Timers: by CPU, hrtimers before the wheel's, each queue as it expires. Absent when nothing
+    /// is set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timers: Vec<TimerInfo>,
+    /// Workqueues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workqueues: Option<WorkqueueInfo>,
     /// The kernel's log, the oldest record first: its end, as far as the limit reaches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernel_log: Vec<LogRecord>,
@@ -210,6 +230,20 @@ pub struct KernelInfo {
     /// CPUs that are online, as a range list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus_online: Option<String>,
+    /// CPUs that are plugged in, as a range list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_present: Option<String>,
+    /// CPUs that tasks may be moved to, as a range list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_active: Option<String>,
+    /// Possible CPUs that scheduling domains leave out (`isolcpus=`, isolated cpusets), as a
+    /// range list; empty when there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_isolated: Option<String>,
+    /// CPUs without a tick while one task runs (`nohz_full=`), as a range list; empty when there
+    /// are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_nohz_full: Option<String>,
     /// Levels of the kernel's page tables, 4 or 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paging_levels: Option<u32>,
@@ -313,6 +347,12 @@ pub struct SchedulerInfo {
     /// Depth in the tree of sub-schedulers; 0 is the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<i32>,
+    /// Address of the scheduler above it. Absent for the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_kva: Option<Hex>,
+    /// Addresses of the schedulers right below it, as the kernel's list has them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Hex>,
     /// The cgroup that a sub-scheduler serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_path: Option<String>,
@@ -357,6 +397,9 @@ pub struct ExitInfo {
     /// The kernel had more to say than its buffer holds.
     #[serde(skip_serializing_if = "is_false")]
     pub dump_truncated: bool,
+    /// The dump, taken apart. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parsed_dump: Option<KernelDump>,
 }
 
 /// One frame of a stack.
@@ -420,6 +463,9 @@ pub struct CpuInfo {
     /// `rq.clock`, ns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_ns: Option<u64>,
+    /// How far that is behind the newest of all CPUs' clocks, ns. An idle CPU's stands still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_behind_ns: Option<u64>,
     /// `rq.scx.nr_running`: runnable sched_ext tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scx_nr_running: Option<u32>,
@@ -432,6 +478,28 @@ pub struct CpuInfo {
     /// `rq.scx.ops_qseq`: number of the last enqueue handed to the scheduler.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ops_qseq: Option<u64>,
+    /// Runnable tasks by class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<ClassCounts>,
+    /// Whether it can be preempted and interrupted, and is asked to reschedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<CpuContext>,
+    /// Its sleep, while it runs its idle task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_state: Option<CpuIdle>,
+    /// Its place in the masks of idle CPUs that sched_ext keeps. Absent while the BPF scheduler
+    /// tracks idle CPUs itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scx_idle: Option<ScxIdleBits>,
+    /// Its last tick.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tick: Option<CpuTick>,
+    /// Where it is in the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<CpuTopology>,
+    /// Classes and groups that may not use it for now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttling: Option<CpuThrottling>,
     /// The tasks of `rq.scx.runnable_list`, the longest runnable first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub runnable: Vec<RunnableTask>,
@@ -456,9 +524,16 @@ pub struct CurrTask {
     /// Its policy, e.g. `SCHED_EXT`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// How long it has been on the CPU, ns.
+    /// How long it has been on the CPU, ns, up to the run queue's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_ns: Option<u64>,
+    /// When it came onto the CPU, ns of the run queue's clock (`sched_info.last_arrival`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arrived_ns: Option<u64>,
+    /// When its run time was last accounted, ns of the run queue's clock without interrupts
+    /// (`se.exec_start`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec_start_ns: Option<u64>,
 }
 
 /// A task that waits on a run queue's list.
@@ -633,6 +708,19 @@ pub struct TaskInfo {
     /// `task_struct.migration_disabled`: not 0, it must stay on its CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration_disabled: Option<u32>,
+    /// Its cgroup in the default hierarchy, `/` for the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// The function that it sleeps in, as `/proc/<pid>/wchan` has it. Absent when it does not
+    /// sleep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wchan: Option<String>,
+    /// The lock that it waits for. Absent when it waits for none that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<LockWait>,
+    /// The task whose priority it has inherited (`task_struct.pi_top_task`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boosted_by: Option<NamedTask>,
     /// Its kernel stack, innermost frame first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stack: Vec<Frame>,

@@ -9,6 +9,9 @@
 
 mod bpf_maps;
 mod bpf_objects;
+mod card;
+mod cpus;
+mod deferred;
 mod escape;
 mod kernel_side;
 mod map;
@@ -50,7 +53,7 @@ pub fn text_report(report: &FailureDumpReportAny) -> String {
                 text.push_str("\n\n");
             }
             // Writing to a string cannot fail.
-            let _ = write!(text, "{postmortem}\n\n");
+            let _ = write!(text, "{}\n\n", postmortem.text(Some(report)));
         }
     };
     match report {

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
+use super::super::dump::FailureDumpReport;
 use super::super::hex::Hex;
+use super::super::kernel_dump::DumpComparison;
 use super::super::postmortem::{
     CpuInfo, DsqInfo, ExitInfo, Flags, KernelInfo, PostmortemReport, SchedulerInfo, TaskInfo,
 };
 use super::bpf_maps::{arenas, maps};
 use super::bpf_objects;
+use super::card::card;
+use super::deferred::{overdue_timers, overdue_works};
 use super::escape::Escaped;
 use super::kernel_side;
 use super::stacks::{frame_line, stacks};
@@ -17,30 +21,39 @@ use super::stacks::{frame_line, stacks};
 pub(super) const SHOWN_ROWS: usize = 40;
 /// Tasks shown behind one CPU or one queue.
 const SHOWN_TASKS: usize = 16;
+/// Levels of sub-schedulers that are set off.
+const SHOWN_LEVELS: usize = 8;
 /// Characters of one cell.
 const CELL_WIDTH: usize = 48;
 
 impl fmt::Display for PostmortemReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text(None))
+    }
+}
+
+impl PostmortemReport {
+    /// The whole block. `shared` is the report that it is a part of: the values of the stalled
+    /// task's storage are there.
+    pub(super) fn text(&self, shared: Option<&FailureDumpReport>) -> String {
         let sections = [
             self.title(),
             self.headline(),
+            self.damage(),
             self.findings(),
-            section(
-                "damage",
-                Some(
-                    self.warnings
-                        .iter()
-                        .map(|w| Escaped(w).to_string())
-                        .collect(),
-                ),
-            ),
+            section("stalled task", Some(card(self, shared))),
+            section("cpu table", Some(super::cpus::table(self))),
+            self.cpus(),
+            self.queues(),
+            self.waiting(),
             section("scheduler", self.scheduler.as_ref().map(scheduler)),
             self.other_schedulers(),
             section("exit", self.exit_info.as_ref().map(exit_info)),
-            self.waiting(),
-            self.queues(),
-            self.cpus(),
+            section("locks", Some(super::cpus::locks(self))),
+            section(
+                "the kernel's own dump against this report",
+                self.dump_differences.as_ref().map(dump_differences),
+            ),
             section("stacks", Some(stacks(self))),
             self.counters(),
             section(
@@ -57,12 +70,14 @@ impl fmt::Display for PostmortemReport {
                 "scheduler statistics",
                 self.schedstats.as_ref().map(kernel_side::schedstats),
             ),
+            section("overdue timers", Some(overdue_timers(&self.timers))),
+            section("overdue works", self.workqueues.as_ref().map(overdue_works)),
             self.unavailable(),
             self.anomalies(),
             self.limits(),
             self.provenance(),
         ];
-        f.write_str(&joined(&sections))
+        joined(&sections)
     }
 }
 
@@ -116,7 +131,19 @@ impl PostmortemReport {
 
     /// The first sections: what happened, and why.
     pub(super) fn brief(&self) -> String {
-        joined(&[self.title(), self.headline(), self.findings()])
+        joined(&[
+            self.title(),
+            self.headline(),
+            self.damage(),
+            self.findings(),
+        ])
+    }
+
+    /// What is wrong with the file: it comes before what was concluded from it.
+    fn damage(&self) -> String {
+        let warnings = self.warnings.iter();
+        let lines = warnings.map(|warning| Escaped(warning).to_string());
+        section("damage", Some(lines.collect()))
     }
 
     fn findings(&self) -> String {
@@ -143,7 +170,12 @@ impl PostmortemReport {
             .schedulers
             .iter()
             .filter(|s| Some(*s) != self.scheduler.as_ref())
-            .map(scheduler_name)
+            .map(|s| {
+                // A tree: each level stands further in.
+                let level = s.level.and_then(|level| usize::try_from(level).ok());
+                let depth = level.unwrap_or(0).min(SHOWN_LEVELS);
+                format!("{}{}", "  ".repeat(depth), scheduler_name(s))
+            })
             .collect();
         section("other schedulers", Some(lines))
     }
@@ -154,11 +186,11 @@ impl PostmortemReport {
         if waiting.is_empty() {
             return String::new();
         }
-        let mut table = Table::new(["waited", "pid", "comm", "cpu", "waits on", "may use cpus"]);
+        let mut table = Table::new(["runnable", "pid", "comm", "cpu", "waits on", "may use cpus"]);
         table.right = [true, true, false, true, false, false];
         for task in &waiting {
             table.rows.push([
-                task.age_ms.map_or("?".into(), |ms| Millis(ms).to_string()),
+                task.age_ms.map_or("?".into(), |ms| Ago(ms).to_string()),
                 task.pid.to_string(),
                 cell(task.comm),
                 task.cpu.map_or(String::new(), |cpu| cpu.to_string()),
@@ -188,14 +220,13 @@ impl PostmortemReport {
             lines.push(format!("{}: {}", dsq_name(dsq), facts.join(", ")));
             for task in dsq.tasks.iter().take(SHOWN_TASKS) {
                 let mut facts = Facts::default();
-                facts.with("waited", task.runnable_age_ms.map(Millis));
                 facts.with("vtime", task.dsq_vtime.filter(|_| is_vtime(dsq)));
                 facts.with("slice", task.slice_ns.map(Nanos));
                 lines.push(format!(
-                    "  {}. {} ({}) {}",
+                    "  {}. {}{} {}",
                     task.index,
-                    task.pid,
-                    Escaped(&task.comm),
+                    task_name(&task.comm, task.pid),
+                    ago(task.runnable_age_ms),
                     facts.join(", ")
                 ));
             }
@@ -402,6 +433,32 @@ fn exit_info(exit: &ExitInfo) -> Vec<String> {
     lines
 }
 
+/// The sum, and what time does not explain.
+fn dump_differences(compared: &DumpComparison) -> Vec<String> {
+    let mut facts = Facts::default();
+    facts.push(format_args!("{} values compared", compared.compared));
+    facts.push(format_args!("{} equal", compared.equal));
+    facts.push(format_args!("{} grown since", compared.grown));
+    facts.push(format_args!("{} differ", compared.differences.len()));
+    let mut lines = vec![
+        facts.join(", "),
+        format!(
+            "{} waiting tasks had not moved since, {} had",
+            compared.tasks, compared.moved
+        ),
+    ];
+    for each in compared.differences.iter().take(SHOWN_ROWS) {
+        lines.push(format!(
+            "{}: {} in the dump, {} in memory",
+            Escaped(&each.what),
+            Escaped(&each.dump),
+            Escaped(&each.report)
+        ));
+    }
+    lines.extend(more(compared.differences.len(), SHOWN_ROWS));
+    lines
+}
+
 /// A runnable task that waits, from whatever lists it.
 #[derive(Default)]
 struct Waiting<'a> {
@@ -477,7 +534,7 @@ fn is_vtime(dsq: &DsqInfo) -> bool {
     dsq.order.as_deref() == Some("vtime")
 }
 
-fn dsq_name(dsq: &DsqInfo) -> String {
+pub(super) fn dsq_name(dsq: &DsqInfo) -> String {
     let name = match dsq.name.as_str() {
         "" => &dsq.origin,
         name => name,
@@ -507,9 +564,8 @@ fn cpu_lines(cpu: &CpuInfo) -> Vec<String> {
                 about => format!(" [{about}]"),
             };
             facts.push(format_args!(
-                "runs {} ({}){about}",
-                curr.pid,
-                Escaped(&curr.comm)
+                "runs *{}{about}",
+                task_name(&curr.comm, curr.pid)
             ));
         }
         None if cpu.idle == Some(true) => facts.push("idle"),
@@ -529,18 +585,14 @@ fn cpu_lines(cpu: &CpuInfo) -> Vec<String> {
     }
     let mut lines = vec![format!("cpu {}: {}", cpu.cpu, facts.join(", "))];
     for task in cpu.runnable.iter().take(SHOWN_TASKS) {
-        let mut facts = Facts::default();
-        if cpu.curr.as_ref().is_some_and(|curr| curr.kva == task.kva) {
-            facts.push("runs now");
-        } else {
-            facts.with("waited", task.runnable_age_ms.map(Millis));
-            facts.with("on DSQ", task.dsq_id);
-        }
+        let current = cpu.curr.as_ref().is_some_and(|curr| curr.kva == task.kva);
+        let mark = if current { '*' } else { ' ' };
+        let queue = task.dsq_id.filter(|_| !current);
         lines.push(format!(
-            "  {} ({}) {}",
-            task.pid,
-            Escaped(&task.comm),
-            facts.join(", ")
+            " {mark}{}{}{}",
+            task_name(&task.comm, task.pid),
+            ago(task.runnable_age_ms),
+            queue.map_or(String::new(), |id| format!(" on DSQ {id}"))
         ));
     }
     lines.extend(more(cpu.runnable.len(), SHOWN_TASKS).map(|text| format!("  {text}")));
@@ -575,7 +627,7 @@ impl Facts {
     }
 }
 
-struct FlagList<'a>(&'a Flags);
+pub(super) struct FlagList<'a>(pub(super) &'a Flags);
 
 impl fmt::Display for FlagList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -585,6 +637,25 @@ impl fmt::Display for FlagList<'_> {
         }
         Ok(())
     }
+}
+
+/// A task as the kernel's dump writes it: `comm[pid]`.
+pub(super) fn task_name(comm: &str, pid: i32) -> String {
+    format!("{}[{pid}]", Escaped(comm))
+}
+
+/// How long ago, as the kernel's dump writes it: `-1234ms`.
+pub(super) struct Ago(pub(super) u64);
+
+impl fmt::Display for Ago {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("-{}ms", self.0))
+    }
+}
+
+/// The same behind a name, if it is known.
+fn ago(ms: Option<u64>) -> String {
+    ms.map_or(String::new(), |ms| format!(" {}", Ago(ms)))
 }
 
 /// Milliseconds as seconds.

@@ -1,0 +1,69 @@
+//! Arenas in which every page is taken.
+//!
+//! `bpf_arena_alloc_pages()` fails then. That alone is no failure, since a scheduler may fill its
+//! arena on purpose; but where those that starve are the ones without a context, it is why.
+
+use scx_postmortem_format::report::MapInfo;
+
+use super::{Case, Confidence, Draft, listed, name, waited};
+
+pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
+    let Some((index, longest)) = case.starved().next() else {
+        return Vec::new();
+    };
+    let names: Vec<String> = case.starved().map(|(_, task)| name(task)).collect();
+    let arenas = case.report.arenas.iter().enumerate();
+    arenas
+        .filter_map(|(at, arena)| {
+            let used = case.used_by_scheduler(arena.kva.0)?;
+            let limit = used.max_entries?;
+            if arena.pages != Some(u64::from(limit)) || arena.error.is_some() {
+                return None;
+            }
+            let without = case.report.maps.iter().enumerate().find(|(_, map)| leaves_out(case, map));
+            let (confidence, why) = without.map_or_else(
+                || (Confidence::Possible, String::new()),
+                |(_, map)| {
+                    let count = map.owners.len();
+                    let why = format!(", none of which is among the {count} tasks in {}", map.name);
+                    (Confidence::Certain, why)
+                },
+            );
+            let mut draft = Draft::new(
+                confidence,
+                format!(
+                    "arena {} is exhausted: all of its {limit} pages are allocated; {} waited up to {}{why}",
+                    arena.name,
+                    listed(&names),
+                    waited(longest.runnable_age_ms)
+                ),
+            )
+            .advice("make the arena larger (max_entries), free what tasks leave behind in ops.exit_task(), and have a way to run tasks without a context")
+            .rests_on(format_args!("arenas/{at}/pages"), limit);
+            let mut maps = case.report.maps.iter();
+            if let Some(map_at) = maps.position(|map| map.kva == arena.kva) {
+                draft = draft.rests_on(format_args!("maps/{map_at}/max_entries"), limit);
+            }
+            if let Some((map_at, map)) = without {
+                draft = draft.rests_on(format_args!("maps/{map_at}/entries"), map.owners.len());
+            }
+            Some(draft.rests_on(
+                format_args!("starved/{index}/runnable_age_ms"),
+                longest.runnable_age_ms,
+            ))
+        })
+        .collect()
+}
+
+/// A task storage of the scheduler that holds a value for other tasks, and for none that starves.
+fn leaves_out(case: &Case<'_>, map: &MapInfo) -> bool {
+    map.type_name.as_deref() == Some("task_storage")
+        && case.used_by_scheduler(map.kva.0).is_some()
+        && map.error.is_none()
+        && map.entries.is_some_and(|entries| {
+            usize::try_from(entries).is_ok_and(|entries| entries == map.owners.len() && entries > 0)
+        })
+        && case
+            .starved()
+            .all(|(_, task)| map.owners.iter().all(|owner| owner.kva != task.kva))
+}

@@ -1,0 +1,55 @@
+//! Tasks on the local queue of a CPU that does not take them, though others could.
+//!
+//! Only the CPU itself takes from its local queue. What was put there stays when the CPU goes
+//! offline, or when a task of a class above takes it, unless `ops.cpu_release()` calls
+//! `scx_bpf_reenqueue_local()`.
+
+use super::{Case, Confidence, Draft, listed, name, realtime, waited};
+
+pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
+    let cpus = case.report.cpus.iter().enumerate();
+    cpus.filter_map(|(at, cpu)| {
+        let origin = format!("local cpu {}", cpu.cpu);
+        let tasks: Vec<_> = case
+            .starved()
+            .filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin))
+            // With no other CPU to go to, the queue makes no difference.
+            .filter(|(_, task)| realtime::hogs(case, task).is_none())
+            .collect();
+        let (_, longest) = tasks.first()?;
+        let class = cpu.curr.as_ref().and_then(|curr| curr.class.as_deref());
+        let (confidence, why, path, value, advice) = if cpu.online == Some(false) {
+            let advice = "ops.cpu_offline(): do not dispatch to a CPU that is gone";
+            (Confidence::Certain, "is offline".to_owned(), "online", "false".to_owned(), advice)
+        } else if let Some(class @ ("rt" | "dl" | "stop")) = class {
+            let curr = cpu.curr.as_ref()?;
+            let why = format!("runs {}[{}] ({class})", curr.comm, curr.pid);
+            let advice = "call scx_bpf_reenqueue_local() in ops.cpu_release(), or when a higher class takes a CPU, so that others can have its tasks";
+            (Confidence::Likely, why, "curr/class", class.to_owned(), advice)
+        } else if cpu.idle == Some(true) {
+            let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
+            (Confidence::Likely, "is idle".to_owned(), "idle", "true".to_owned(), advice)
+        } else {
+            return None;
+        };
+        let names: Vec<String> = tasks.iter().map(|(_, task)| name(task)).collect();
+        let mut draft = Draft::new(
+            confidence,
+            format!(
+                "{} cannot leave the local DSQ of CPU {}, which {why}; waited up to {}",
+                listed(&names),
+                cpu.cpu,
+                waited(longest.runnable_age_ms)
+            ),
+        )
+        .advice(advice)
+        .rests_on(format_args!("cpus/{at}/{path}"), value);
+        for (index, task) in tasks.iter().take(4) {
+            draft = draft
+                .rests_on(format_args!("starved/{index}/dsq_origin"), &origin)
+                .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms);
+        }
+        Some(draft)
+    })
+    .collect()
+}
