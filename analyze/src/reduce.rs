@@ -25,7 +25,7 @@ use crate::analysis::{self, Options};
 use crate::bytes::{to_u64, to_usize};
 use crate::error::Error;
 use crate::kernel::{Kernel, Overrides};
-use crate::source::{Image, ImageKind, OnProgress, PhysicalMemory, Region};
+use crate::source::{Image, OnProgress, PhysicalMemory, Region};
 use crate::tables::{self, Tables};
 
 const PAGE: u64 = 4096;
@@ -216,10 +216,7 @@ impl Recorded {
         drop(kernel);
 
         let mut image = Image::open(file)?;
-        let source = match image.kind {
-            ImageKind::Capture => "capture",
-            ImageKind::ElfCore => "elf-core",
-        };
+        let source = image.kind.name();
         let recorder = Arc::new(Recorder::new(image.memory));
         image.memory = Box::new(Shared(Arc::clone(&recorder)));
         image.vmcoreinfo = Some(vmcoreinfo.clone());

@@ -80,8 +80,6 @@ pub(crate) enum Outcome {
         fired: Fired,
         /// Its vCPUs.
         frozen: Frozen,
-        /// When the first vCPU was stopped.
-        since: Instant,
     },
     /// The guest ended, and nothing had failed.
     Ended {
@@ -232,7 +230,11 @@ impl Run {
 
     fn search_console(&mut self) -> Option<Fired> {
         let patterns = self.triggers.console.iter().map(String::as_bytes);
-        let longest = patterns.map(<[u8]>::len).max().unwrap_or(0).max(PANIC.len());
+        let longest = patterns
+            .map(<[u8]>::len)
+            .max()
+            .unwrap_or(0)
+            .max(PANIC.len());
         // A pattern may have come in two pieces.
         let from = self.seen.saturating_sub(longest);
         self.seen = self.console.len();
@@ -240,7 +242,9 @@ impl Run {
         let line_at = |at: usize| {
             let rest = new.get(at..).unwrap_or_default();
             let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
-            String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).trim().to_owned()
+            String::from_utf8_lossy(rest.get(..end).unwrap_or_default())
+                .trim()
+                .to_owned()
         };
         if let Some(at) = memchr::memmem::find(new, PANIC) {
             return Some(Fired {
@@ -290,7 +294,13 @@ impl Run {
                     detail: format!("{detail} (polled; the breakpoint did not fire)"),
                 }));
             }
-            (Phase::Dumping { since, detail: Some(detail) }, _) if since.elapsed() > DUMP => {
+            (
+                Phase::Dumping {
+                    since,
+                    detail: Some(detail),
+                },
+                _,
+            ) if since.elapsed() > DUMP => {
                 return Ok(Some(Fired {
                     kind: "scx_exit",
                     detail: format!("{detail} (the kernel's dump was not finished)"),
@@ -311,7 +321,9 @@ impl Run {
             Ok(live) => {
                 (self.tell)(&format!("kernel {}", live.release()));
                 if !live.has_sched_ext() {
-                    (self.tell)("this kernel has no sched_ext: only panics and the console are watched");
+                    (self.tell)(
+                        "this kernel has no sched_ext: only panics and the console are watched",
+                    );
                 } else if let Some(at) = live.dump_function() {
                     machine.break_at(Some(at.0))?;
                 }
@@ -358,7 +370,11 @@ impl Run {
                 (None, None) => {}
             }
         }
-        if let Phase::Dumping { detail: Some(detail), .. } = &self.phase {
+        if let Phase::Dumping {
+            detail: Some(detail),
+            ..
+        } = &self.phase
+        {
             return Ok(Some(Fired {
                 kind: "scx_exit",
                 detail: format!("{detail} (at the return of scx_dump_state)"),
@@ -387,7 +403,10 @@ impl Run {
                 reason: self.why_not.clone(),
             }),
         }
-        notes.push(Note::scxpm(note_types::CONSOLE, self.console_tail().to_vec()));
+        notes.push(Note::scxpm(
+            note_types::CONSOLE,
+            self.console_tail().to_vec(),
+        ));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let manifest = Manifest {
             version: 1,
@@ -451,11 +470,6 @@ impl Run {
 }
 
 fn hold(machine: &mut dyn Machine, fired: Fired) -> Result<Outcome, MachineError> {
-    let since = Instant::now();
     let frozen = machine.freeze(FREEZE)?;
-    Ok(Outcome::Held {
-        fired,
-        frozen,
-        since,
-    })
+    Ok(Outcome::Held { fired, frozen })
 }

@@ -46,13 +46,13 @@ fn failure(code: u8) -> impl Fn(String) -> Failure {
 
 /// Runs a guest; the exit code of a run that went as it should.
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
-    let inputs = [Some(&args.kernel), args.initrd.as_ref()];
-    let inputs: Vec<&std::path::PathBuf> = inputs.into_iter().flatten().collect();
+    let inputs = [Some(args.kernel.as_path()), args.initrd.as_deref()];
+    let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     may_write(&args.output, &inputs, args.force).map_err(failure(OUTPUT))?;
     let triggers = triggers(args).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
 
-    let directory = tempfile::tempdir()
-        .map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
+    let directory =
+        tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
     let initrd = match &args.initrd {
         Some(own) => own.clone(),
         None => {
@@ -65,7 +65,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     if !args.kernel.is_file() {
         let kernel = args.kernel.display();
-        return Err(failure(LOST)(format!("{kernel}: no such file; expected a kernel image")));
+        return Err(failure(LOST)(format!(
+            "{kernel}: no such file; expected a kernel image"
+        )));
     }
     let config = Config {
         program: guest::program(&args.qemu).map_err(|e| {
@@ -94,7 +96,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         }) as Box<dyn Fn(&[u8])>
     });
     let mut run = Run::new(triggers, tell, echo);
-    let outcome = run.follow(&mut machine).map_err(|e| failure(LOST)(e.to_string()))?;
+    let outcome = run
+        .follow(&mut machine)
+        .map_err(|e| failure(LOST)(e.to_string()))?;
     finish(args, &run, &mut machine, outcome)
 }
 
@@ -139,7 +143,7 @@ fn finish(
     outcome: Outcome,
 ) -> Result<u8, Failure> {
     match outcome {
-        Outcome::Held { fired, frozen, .. } => {
+        Outcome::Held { fired, frozen } => {
             let bar = progress_bar();
             let show = |progress: scx_postmortem_format::capture::WriteProgress| {
                 bar.set_length(progress.total_bytes);
@@ -151,8 +155,15 @@ fn finish(
             } else {
                 Existing::Refuse
             };
-            let written =
-                run.write(machine, &fired, &frozen, &args.output, existing, args.level, &show);
+            let written = run.write(
+                machine,
+                &fired,
+                &frozen,
+                &args.output,
+                existing,
+                args.level,
+                &show,
+            );
             bar.finish_and_clear();
             machine.stop();
             let summary = written.map_err(failure(OUTPUT))?;
@@ -201,7 +212,10 @@ fn finish(
 /// The last lines of the console, as the end of a message.
 fn console_end(run: &Run) -> String {
     let text = String::from_utf8_lossy(run.console_tail());
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     let from = lines.len().saturating_sub(SHOWN);
     let shown = lines.get(from..).unwrap_or_default();
     if shown.is_empty() {
@@ -218,10 +232,16 @@ fn headline(path: &Path) -> Vec<String> {
         .map(|kernel| analysis::analyze(&kernel, &Options::default()));
     match report {
         Ok(report) => {
-            let own = report.postmortem.unwrap_or_default();
-            let findings = own.findings.into_iter().map(|finding| finding.text);
+            let Some(own) = report.postmortem else {
+                return Vec::new();
+            };
+            let findings = own.findings.into_iter().map(|finding| finding.what);
             let lines: Vec<String> = findings.collect();
-            if lines.is_empty() { own.headline } else { lines }
+            if lines.is_empty() {
+                own.headline
+            } else {
+                lines
+            }
         }
         Err(why) => vec![format!("the capture's kernel was not found: {why}")],
     }

@@ -52,7 +52,11 @@ impl Live {
     }
 
     fn new(kernel: Kernel) -> Self {
-        let names = ["scx_dump_state", "scx_dump_state.isra.0", "scx_dump_state.constprop.0"];
+        let names = [
+            "scx_dump_state",
+            "scx_dump_state.isra.0",
+            "scx_dump_state.constprop.0",
+        ];
         let dump = names.iter().find_map(|name| kernel.symbol(name).ok());
         let first_error = kernel.constant("enum scx_exit_kind", "SCX_EXIT_ERROR");
         Self {

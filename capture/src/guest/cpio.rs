@@ -25,7 +25,8 @@ impl Archive {
         if let Some((parent, _)) = path.rsplit_once('/') {
             self.directory(parent);
         }
-        self.entries.insert(path.to_owned(), (DIRECTORY, Vec::new()));
+        self.entries
+            .insert(path.to_owned(), (DIRECTORY, Vec::new()));
     }
 
     fn put(&mut self, path: &str, mode: u32, content: Vec<u8>) {

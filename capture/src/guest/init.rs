@@ -71,7 +71,13 @@ fn mount_all() {
     ];
     for (source, target, kind) in mounts {
         // A kernel without one of them still runs a scheduler that does not ask for it.
-        let _ = mount(source, target, kind, MountFlags::empty(), None::<&std::ffi::CStr>);
+        let _ = mount(
+            source,
+            target,
+            kind,
+            MountFlags::empty(),
+            None::<&std::ffi::CStr>,
+        );
     }
     let controllers = "+cpu +memory";
     let _ = std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", controllers);
@@ -143,7 +149,10 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
             return Ok(format!("scheduler {how} before it was attached"));
         }
         if since.elapsed() > ATTACH {
-            return Err(format!("no scheduler was attached in {} s", ATTACH.as_secs()));
+            return Err(format!(
+                "no scheduler was attached in {} s",
+                ATTACH.as_secs()
+            ));
         }
         thread::sleep(TICK);
     }
@@ -186,4 +195,3 @@ fn end(watched: &mut [Running]) {
         thread::sleep(TICK);
     }
 }
-

@@ -46,7 +46,9 @@ pub(super) fn needed(program: &Path) -> Result<BTreeMap<String, PathBuf>, String
         let cannot = |why: &dyn std::fmt::Display| format!("{}: {why}", object.display());
         let bytes = std::fs::read(&object).map_err(|e| cannot(&e))?;
         if bytes.starts_with(b"#!") {
-            return Err(cannot(&"is a script; the guest has no interpreter for it, so name a program"));
+            return Err(cannot(
+                &"is a script; the guest has no interpreter for it, so name a program",
+            ));
         }
         let elf = Elf::parse(&bytes).map_err(|e| cannot(&format!("is no ELF program ({e})")))?;
         if elf.header.e_machine != goblin::elf::header::EM_X86_64 {
@@ -65,14 +67,24 @@ pub(super) fn needed(program: &Path) -> Result<BTreeMap<String, PathBuf>, String
             found.insert(guest, PathBuf::from(loader));
         }
         let home = object.parent().unwrap_or(Path::new("/"));
-        let paths = if elf.runpaths.is_empty() { &elf.rpaths } else { &elf.runpaths };
+        let paths = if elf.runpaths.is_empty() {
+            &elf.rpaths
+        } else {
+            &elf.runpaths
+        };
         let own = paths.iter().flat_map(|list| list.split(':')).map(|path| {
             let origin = home.display().to_string();
-            PathBuf::from(path.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin))
+            PathBuf::from(
+                path.replace("$ORIGIN", &origin)
+                    .replace("${ORIGIN}", &origin),
+            )
         });
         let own: Vec<PathBuf> = own.collect();
         for name in &elf.libraries {
-            let places = own.iter().chain(&search).map(|directory| directory.join(name));
+            let places = own
+                .iter()
+                .chain(&search)
+                .map(|directory| directory.join(name));
             let Some(place) = places.into_iter().find(|place| fits(place)) else {
                 return Err(cannot(&format!(
                     "needs the library {name}, which is in none of the loader's directories; set LD_LIBRARY_PATH"
@@ -139,9 +151,9 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
     // Where an ordinary user's PATH does not lead, and bpftool is.
     places.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
     let mut found = places.into_iter().map(|place| place.join(name));
-    found.find(|path| path.is_file()).ok_or_else(|| {
-        format!("{name}: no such program in PATH; give its path or install it")
-    })
+    found
+        .find(|path| path.is_file())
+        .ok_or_else(|| format!("{name}: no such program in PATH; give its path or install it"))
 }
 
 #[cfg(test)]
@@ -166,6 +178,9 @@ mod tests {
         std::fs::write(&script, "text").unwrap();
         assert!(needed(&script).unwrap_err().contains("is no ELF program"));
         let said = program("surely-no-such-program").unwrap_err();
-        assert!(said.starts_with("surely-no-such-program: no such program"), "{said}");
+        assert!(
+            said.starts_with("surely-no-such-program: no such program"),
+            "{said}"
+        );
     }
 }

@@ -55,7 +55,13 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     if wanted.scheduler.ends_with(".bpf.o") {
         let object = read(Path::new(wanted.scheduler))?;
         archive.file(OBJECT, object);
-        let words = ["bpftool", "struct_ops", "register", OBJECT, "/sys/fs/bpf/scheduler"];
+        let words = [
+            "bpftool",
+            "struct_ops",
+            "register",
+            OBJECT,
+            "/sys/fs/bpf/scheduler",
+        ];
         plan.scheduler = words.map(str::to_owned).into();
         plan.pinned = true;
     } else {

@@ -122,7 +122,9 @@ impl GuestMemory {
             let Some(piece) = piece.filter(|piece| left(piece) > 0) else {
                 return Err(ReadFailure::Hole(gpa));
             };
-            let len = usize::try_from(left(piece)).unwrap_or(usize::MAX).min(buf.len());
+            let len = usize::try_from(left(piece))
+                .unwrap_or(usize::MAX)
+                .min(buf.len());
             let (part, rest) = buf.split_at_mut(len);
             self.file
                 .read_exact_at(part, piece.offset + (gpa - piece.gpa))
@@ -218,8 +220,16 @@ mod tests {
         file.write_all_at(&[7; 4096], 8192).unwrap();
         file.write_all_at(&[9; 4096], 3 << 20).unwrap();
         let map = vec![
-            Mapping { gpa: 4 << 30, bytes: 2 << 20, offset: 2 << 20 },
-            Mapping { gpa: 0, bytes: 2 << 20, offset: 0 },
+            Mapping {
+                gpa: 4 << 30,
+                bytes: 2 << 20,
+                offset: 2 << 20,
+            },
+            Mapping {
+                gpa: 0,
+                bytes: 2 << 20,
+                offset: 0,
+            },
         ];
         (GuestMemory::new(file.try_clone().unwrap(), map), file)
     }
@@ -244,7 +254,10 @@ mod tests {
     #[test]
     fn data_is_found_by_guest_address() {
         let (memory, _file) = sparse();
-        let data = [Extent::new(8192, 4096), Extent::new((4 << 30) + (1 << 20), 4096)];
+        let data = [
+            Extent::new(8192, 4096),
+            Extent::new((4 << 30) + (1 << 20), 4096),
+        ];
         assert_eq!(memory.touched().unwrap(), data);
         let upper = Extent::new(4 << 30, 2 << 20);
         assert_eq!(memory.data_extents(upper).unwrap(), data[1..]);

@@ -169,10 +169,13 @@ impl Qemu {
                 why: format!("its view of memory does not show the backend {BACKEND:?}"),
             });
         }
-        let same = self.memory.share_file().map_err(|e| MachineError::Refused {
-            what: "sharing the guest's memory".into(),
-            why: e.to_string(),
-        })?;
+        let same = self
+            .memory
+            .share_file()
+            .map_err(|e| MachineError::Refused {
+                what: "sharing the guest's memory".into(),
+                why: e.to_string(),
+            })?;
         self.memory = GuestMemory::new(same, map);
         Ok(())
     }
@@ -354,20 +357,46 @@ fn arguments(config: &Config, directory: &Path, memory: &File) -> Vec<String> {
     let size = config.memory_bytes;
     let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", at(id));
     [
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
-        "-machine", &format!("pc,memory-backend={BACKEND}"),
-        "-object", &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory_path},share=on"),
-        "-m", &format!("{}M", size >> 20),
-        "-accel", accel,
-        "-cpu", &config.cpu,
-        "-smp", &config.vcpus.to_string(),
-        "-kernel", &config.kernel.display().to_string(),
-        "-initrd", &config.initrd.display().to_string(),
-        "-append", &config.append,
-        "-chardev", &format!("file,id=console,path={}", at("console")), "-serial", "chardev:console",
-        "-chardev", &format!("file,id=host,path={}", at("host")), "-serial", "chardev:host",
-        "-chardev", &socket("gdb"), "-gdb", "chardev:gdb",
-        "-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-S",
+        "-machine",
+        &format!("pc,memory-backend={BACKEND}"),
+        "-object",
+        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory_path},share=on"),
+        "-m",
+        &format!("{}M", size >> 20),
+        "-accel",
+        accel,
+        "-cpu",
+        &config.cpu,
+        "-smp",
+        &config.vcpus.to_string(),
+        "-kernel",
+        &config.kernel.display().to_string(),
+        "-initrd",
+        &config.initrd.display().to_string(),
+        "-append",
+        &config.append,
+        "-chardev",
+        &format!("file,id=console,path={}", at("console")),
+        "-serial",
+        "chardev:console",
+        "-chardev",
+        &format!("file,id=host,path={}", at("host")),
+        "-serial",
+        "chardev:host",
+        "-chardev",
+        &socket("gdb"),
+        "-gdb",
+        "chardev:gdb",
+        "-chardev",
+        &socket("qmp"),
+        "-mon",
+        "chardev=qmp,mode=control",
     ]
     .map(str::to_owned)
     .into()
@@ -391,7 +420,10 @@ fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, Ma
     };
     let copy = errors.try_clone().map_err(cannot)?;
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(program)
+        .args(arguments);
     match started(command, copy) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let mut command = Command::new(program);

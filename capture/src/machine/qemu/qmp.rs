@@ -78,11 +78,7 @@ impl Qmp {
     /// A command of the human monitor.
     pub(super) fn human(&mut self, line: &str) -> Result<String, MachineError> {
         let arguments = json!({ "command-line": line });
-        let answer = self.ask(
-            "human-monitor-command",
-            arguments,
-            Duration::from_secs(10),
-        )?;
+        let answer = self.ask("human-monitor-command", arguments, Duration::from_secs(10))?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
