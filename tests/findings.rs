@@ -39,7 +39,7 @@ const GUESTS: [(&str, &str, &str); 10] = [
     (
         "affinity",
         "affinity",
-        "may only run on CPU 1, and others left DSQ 0xaff0",
+        "may only run on CPU 1, and others were taken from DSQ 0xaff0",
     ),
     (
         "arena",

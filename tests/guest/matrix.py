@@ -100,7 +100,7 @@ UNAVAILABLE = {
 # Absent without a remark: what the kernel does not keep is not missed where the list has it optional.
 SILENT = {"postmortem.workqueues.pools.*.busy.*.since_jiffies": ("6.16", "6.19", "struct worker has no member current_start")}
 # What no rule of the findings tells yet: (demo, path) -> why.
-OPEN = {("lost", "postmortem.findings"): "no rule tells of a task that the scheduler took and put on no queue"}
+OPEN = {}
 # The log is longer than a report shows.
 LIMITS = {"kernel_log"}
 

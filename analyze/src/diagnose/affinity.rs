@@ -16,17 +16,26 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             let kva = task.dsq_kva?;
             let mut dsqs = case.report.dsqs.iter().enumerate();
             let (at, dsq) = dsqs.find(|(_, dsq)| dsq.dsq_kva == kva && dsq.origin == "user")?;
-            // Others have left since: some task with a wider mask in the queue is younger.
+            // Others have left: more were put there than are in it.
             let served = dsq.seq != dsq.nr;
+            // One that may run elsewhere and has waited as long says that nobody takes any more.
+            let wider = dsq.tasks.iter().any(|other| {
+                let own = case.task(task).and_then(|(_, t)| t.cpus_allowed.as_deref());
+                other.cpus_allowed.is_some()
+                    && other.cpus_allowed.as_deref() != own
+                    && other
+                        .runnable_age_jiffies
+                        .is_some_and(|age| age >= task.runnable_age_jiffies / 2)
+            });
             let younger = dsq.tasks.iter().any(|other| {
                 other.task_kva != task.kva
                     && other.runnable_age_jiffies.is_some_and(|age| age < task.runnable_age_jiffies / 2)
             });
-            if !served || !(younger || dsq.nr == 1) {
+            if !served || wider || !(younger || dsq.nr == 1) {
                 return None;
             }
             // Where other classes have its CPUs, another rule tells.
-            if realtime::hogs(case, task).is_some() {
+            if realtime::hogged(case, task) {
                 return None;
             }
             let (task_at, info) = case.task(task)?;
@@ -35,7 +44,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                 Draft::new(
                     Confidence::Likely,
                     format!(
-                        "{} may only run on CPU {allowed}, and others left DSQ {} while it waited {}: the CPUs that take from this queue are not those that it may use",
+                        "{} may only run on CPU {allowed}, and others were taken from DSQ {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use",
                         name(task),
                         dsq.id,
                         waited(task.runnable_age_ms)

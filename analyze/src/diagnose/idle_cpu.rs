@@ -1,13 +1,38 @@
 //! A CPU that does nothing while work that it may do waits.
 
+use scx_postmortem_format::report::CpuInfo;
+
 use super::{Case, Confidence, Draft, name, waited};
+
+/// A CPU that has been idle for less may just be on its way.
+const LONG_NS: u64 = 100_000_000;
+
+/// Whether a CPU sleeps, and nobody has told it to wake.
+pub(super) fn sleeps(cpu: &CpuInfo) -> bool {
+    let woken = cpu.context.as_ref().is_some_and(|context| {
+        [
+            context.need_resched,
+            context.need_resched_lazy,
+            context.preempt_need_resched,
+        ]
+        .contains(&Some(true))
+    });
+    let idle_ns = cpu.idle_state.as_ref().and_then(|idle| idle.idle_ns);
+    cpu.idle == Some(true) && !woken && idle_ns.is_none_or(|ns| ns >= LONG_NS)
+}
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     for (index, task) in case.starved() {
+        // What is on a local queue only that CPU can take; and where the BPF scheduler keeps it, or
+        // nobody ever takes from its queue, an idle CPU is not the cause.
+        let queue = task.dsq_origin.as_deref();
+        if !matches!(queue, Some("user" | "global")) || case.never_consumed(task) {
+            continue;
+        }
         let Some(cpus) = case.may_use(task) else {
             continue;
         };
-        let Some((at, cpu)) = cpus.iter().find(|(_, cpu)| cpu.idle == Some(true)) else {
+        let Some((at, cpu)) = cpus.iter().find(|(_, cpu)| sleeps(cpu)) else {
             continue;
         };
         let place = task.dsq_id.map_or_else(

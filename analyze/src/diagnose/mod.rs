@@ -15,6 +15,7 @@ mod queue;
 mod realtime;
 mod ringbuf;
 mod slow_program;
+mod starved;
 mod stranded;
 mod stuck;
 
@@ -107,6 +108,9 @@ const RULES: [(&str, Rule); 13] = [
     ("bypass", bypass::find),
 ];
 
+/// What is told when no rule tells why.
+const LAST: (&str, Rule) = ("starved-task", starved::find);
+
 /// The findings on a report, the verdict first. `shared_maps` is `maps` of the shared part.
 #[must_use]
 pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Vec<Finding> {
@@ -115,7 +119,10 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
         shared_maps,
     };
     let mut found: Vec<(Confidence, Finding)> = Vec::new();
-    for (rule, find) in RULES {
+    for (rule, find) in RULES.into_iter().chain([LAST]) {
+        if rule == LAST.0 && !found.is_empty() {
+            break;
+        }
         for draft in find(&case) {
             found.push((
                 draft.confidence,
@@ -167,6 +174,14 @@ impl<'r> Case<'r> {
                     .any(|&(first, last)| (first..=last).contains(&cpu.cpu))
         });
         Some(cpus.collect())
+    }
+
+    /// Whether nothing was ever taken from the user queue that a task is in.
+    fn never_consumed(&self, starved: &StarvedTask) -> bool {
+        let mut dsqs = self.report.dsqs.iter();
+        dsqs.any(|dsq| {
+            Some(dsq.dsq_kva) == starved.dsq_kva && dsq.origin == "user" && dsq.seq == dsq.nr
+        })
     }
 
     /// The map at that address, when it is one of the scheduler's.

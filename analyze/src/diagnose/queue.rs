@@ -73,7 +73,7 @@ pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
         // The first in the queue starves: nobody takes from it. Others may be behind it by order.
         .filter(|queue| {
             let mut tasks = queue.tasks.iter().map(|(_, task)| task);
-            tasks.any(|task| task.dsq_position == Some(0) && realtime::hogs(case, task).is_none())
+            tasks.any(|task| task.dsq_position == Some(0) && !realtime::hogged(case, task))
         })
         .map(|queue| {
             let draft = Draft::new(

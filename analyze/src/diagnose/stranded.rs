@@ -4,7 +4,7 @@
 //! offline, or when a task of a class above takes it, unless `ops.cpu_release()` calls
 //! `scx_bpf_reenqueue_local()`.
 
-use super::{Case, Confidence, Draft, listed, name, realtime, waited};
+use super::{Case, Confidence, Draft, idle_cpu, listed, name, realtime, waited};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = case.report.cpus.iter().enumerate();
@@ -14,7 +14,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             .starved()
             .filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin))
             // With no other CPU to go to, the queue makes no difference.
-            .filter(|(_, task)| realtime::hogs(case, task).is_none())
+            .filter(|(_, task)| !realtime::hogged(case, task))
             .collect();
         let (_, longest) = tasks.first()?;
         let class = cpu.curr.as_ref().and_then(|curr| curr.class.as_deref());
@@ -26,7 +26,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             let why = format!("runs {}[{}] ({class})", curr.comm, curr.pid);
             let advice = "call scx_bpf_reenqueue_local() in ops.cpu_release(), or when a higher class takes a CPU, so that others can have its tasks";
             (Confidence::Likely, why, "curr/class", class.to_owned(), advice)
-        } else if cpu.idle == Some(true) {
+        } else if idle_cpu::sleeps(cpu) {
             let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
             (Confidence::Likely, "is idle".to_owned(), "idle", "true".to_owned(), advice)
         } else {

@@ -1,9 +1,9 @@
 //! Rules on small reports made by hand. Those that a shipped capture shows are in `tests/findings.rs`.
 
 use scx_postmortem_format::report::{
-    ActiveInfo, ArenaInfo, Callback, CurrTask, DsqInfo, ExitInfo, FailureDumpRingbuf, Flags, Frame,
-    Hex, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask, RingRecord,
-    SchedulerInfo, StorageOwner,
+    ActiveInfo, ArenaInfo, Callback, CurrTask, DsqInfo, DumpCpu, DumpTask, ExitInfo,
+    FailureDumpRingbuf, Flags, Frame, Hex, KernelDump, LockInfo, MapRef, NamedId, NamedTask,
+    ProgramInfo, ProgramStats, QueuedTask, RingRecord, SchedulerInfo, StorageOwner,
 };
 
 use super::*;
@@ -71,10 +71,23 @@ fn rules(report: &PostmortemReport) -> Vec<String> {
     findings(report, &[]).into_iter().map(|f| f.rule).collect()
 }
 
+/// A task of that class, which has run for 15 s in its life, runs on the CPU.
 fn class(report: &mut PostmortemReport, cpu: usize, class: &str) {
-    if let Some(curr) = report.cpus.get_mut(cpu).and_then(|c| c.curr.as_mut()) {
-        curr.class = Some(class.into());
-    }
+    let Some(at) = report.cpus.get_mut(cpu) else {
+        return;
+    };
+    let Some(curr) = at.curr.as_mut() else { return };
+    curr.class = Some(class.into());
+    report.tasks.push(TaskInfo {
+        kva: Hex(0xc000 + u64::from(at.cpu)),
+        pid: curr.pid,
+        comm: curr.comm.clone(),
+        cpu: Some(at.cpu),
+        on_rq: Some(1),
+        class: Some(class.into()),
+        sum_exec_ns: Some(15_000_000_000),
+        ..TaskInfo::default()
+    });
 }
 
 #[test]
@@ -138,6 +151,17 @@ fn a_real_time_task_on_one_of_two_cpus_is_no_reason() {
     assert_eq!(rules(&report), ["queue-stopped"]);
     class(&mut report, 1, "dl");
     assert_eq!(rules(&report), ["real-time-hog"]);
+    // One that has just come takes nothing, and hides no other rule.
+    let mut young = report.clone();
+    if let Some(task) = young.tasks.last_mut() {
+        task.sum_exec_ns = Some(12_000_000);
+    }
+    assert_eq!(rules(&young), ["real-time-hog", "queue-stopped"]);
+    assert!(
+        findings(&young, &[])
+            .iter()
+            .all(|f| f.confidence == "possible")
+    );
     // An offline CPU serves nobody.
     let mut report = stalled("0-1");
     class(&mut report, 0, "stop");
@@ -174,7 +198,67 @@ fn what_is_not_known_is_no_finding() {
     }
     assert_eq!(rules(&report), ["queue-stopped"]);
     report.dsqs.clear();
+    assert_eq!(rules(&report), ["starved-task"]);
+    report.starved.clear();
     assert!(rules(&report).is_empty());
+}
+
+#[test]
+fn a_task_that_the_bpf_scheduler_keeps_is_told_when_nothing_else_is() {
+    let mut report = stalled("0-1");
+    report.dsqs.clear();
+    for task in &mut report.starved {
+        (task.dsq_id, task.dsq_kva, task.dsq_position) = (None, None, None);
+        task.dsq_origin = None;
+    }
+    if let Some(task) = report.tasks.first_mut() {
+        task.ops_state = Some("QUEUED".into());
+    }
+    // An idle CPU is not why.
+    if let Some(cpu) = report.cpus.first_mut() {
+        cpu.idle = Some(true);
+    }
+    let found = findings(&report, &[]);
+    let found: Vec<_> = found
+        .iter()
+        .map(|f| (&*f.rule, &*f.confidence, &*f.what))
+        .collect();
+    let what = "victim[7] has been runnable for 20.000s without running: ops.enqueue() was given it, and the BPF scheduler has put it on no DSQ since";
+    assert_eq!(found, [("starved-task", "likely", what)]);
+}
+
+#[test]
+fn after_the_ejection_the_kernels_dump_tells_who_waited() {
+    let waited = |pid, runnable_ms| DumpTask {
+        pid,
+        comm: format!("task-{pid}"),
+        runnable_ms,
+        dsq_id: Some(Hex(0x42)),
+        ..DumpTask::default()
+    };
+    let report = PostmortemReport {
+        exit_info: Some(ExitInfo {
+            kind: 1026,
+            kind_name: Some("SCX_EXIT_ERROR_STALL".into()),
+            msg: Some("task-2[2] failed to run for 9.3s".into()),
+            parsed_dump: Some(KernelDump {
+                cpus: vec![DumpCpu {
+                    tasks: vec![waited(1, -40), waited(2, -9300)],
+                    ..DumpCpu::default()
+                }],
+                ..KernelDump::default()
+            }),
+            ..ExitInfo::default()
+        }),
+        ..PostmortemReport::new("test")
+    };
+    let found = findings(&report, &[]);
+    let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
+    assert_eq!(
+        what,
+        "the watchdog threw the scheduler out (task-2[2] failed to run for 9.3s); in the kernel's dump task-2[2] had waited longest, 9.300s, on DSQ 0x42"
+    );
+    assert_eq!(found.len(), 1);
 }
 
 /// The scheduler uses map 5, at 0x5000.
@@ -327,7 +411,8 @@ fn a_task_is_stranded_where_another_cpu_could_have_it() {
     for task in &mut report.starved {
         task.dsq_origin = Some("local cpu 1".into());
     }
-    assert_eq!(first(&report, &[]), None);
+    let nothing = Some(("starved-task".to_owned(), "possible".to_owned()));
+    assert_eq!(first(&report, &[]), nothing);
     class(&mut report, 1, "rt");
     let found = |confidence: &str| {
         let rule = "stranded-on-local-queue".to_owned();

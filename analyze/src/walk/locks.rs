@@ -10,9 +10,10 @@
 //! A pointer alone proves nothing, least of all one with type bits in it. A task waits for a
 //! lock when the lock's own list of waiters has it.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 
-use rayon::prelude::*;
 use scx_postmortem_format::report::{
     Hex, LockInfo, LockWait, NamedTask, TaskEnrichment, TaskInfo, Unavailable, UnavailableCode,
 };
@@ -21,11 +22,16 @@ use super::Remarks;
 use crate::addr::Kva;
 use crate::bytes::{le_u64, to_u64};
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Walk};
 use crate::object::Object;
 
-/// Waiters of one lock.
-const MAX_WAITERS: usize = 1 << 16;
+/// Nodes of waiters' lists that are looked at for each task there is: a task waits in one list, which
+/// is walked from its stack and again from the lock. More is memory that lies.
+const NODES_PER_TASK: usize = 8;
+/// The same on a machine with few tasks.
+const MIN_NODES: usize = 4096;
+/// Locks that one ring of waiters may look to be in.
+const MAX_CANDIDATES: usize = 8;
 /// `THREAD_SIZE`: what a task's stack has.
 const STACK_SIZE: u64 = 1 << 14;
 const SECTION: &str = "tasks.waits_for";
@@ -46,7 +52,7 @@ mod flag {
     pub(super) const BLOCKER: u64 = 3;
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Kind {
     Mutex,
     Rwsem,
@@ -155,9 +161,16 @@ pub fn read(kernel: &Kernel, tasks: &mut [TaskInfo], remarks: &mut Remarks) -> V
             (Kva(task.kva.0), named)
         })
         .collect();
-    let reader = Reader { kernel, known };
+    let nodes = known.len().saturating_mul(NODES_PER_TASK);
+    let reader = Reader {
+        kernel,
+        known,
+        left: Cell::new(nodes.max(MIN_NODES)),
+        lists: RefCell::default(),
+        placed: RefCell::default(),
+    };
     let waits: Vec<_> = tasks
-        .par_iter()
+        .iter()
         .map(|task| {
             let mut remarks = Remarks::default();
             let wait = reader.wait(task, &mut remarks);
@@ -206,9 +219,27 @@ struct Waiters {
 struct Reader<'k> {
     kernel: &'k Kernel,
     known: HashMap<Kva, NamedTask>,
+    /// Nodes that may still be looked at.
+    left: Cell<usize>,
+    /// Lists that were read already: all their waiters ask for them.
+    lists: RefCell<HashMap<(Kind, Kva), Rc<Waiters>>>,
+    /// In which lock's list a task was seen.
+    placed: RefCell<HashMap<Kva, (Kind, Kva)>>,
 }
 
 impl<'k> Reader<'k> {
+    /// A walk out of the common budget.
+    fn walk(&self, walk: impl FnOnce(usize) -> Walk<Kva>) -> Walk<Kva> {
+        let left = self.left.get();
+        let walk = walk(left);
+        self.left.set(left.saturating_sub(walk.items.len().max(1)));
+        walk
+    }
+
+    fn list(&self, head: Kva) -> Walk<Kva> {
+        self.walk(|limit| self.kernel.list(head, limit))
+    }
+
     /// What a task waits for, when a lock says so too.
     fn wait(&self, info: &TaskInfo, remarks: &mut Remarks) -> Option<Wait> {
         let kva = Kva(info.kva.0);
@@ -266,7 +297,7 @@ impl<'k> Reader<'k> {
         if waiter.member("task")?.ptr()? != task.address() || lock.is_null() {
             return Ok(None);
         }
-        let waiters = self.rt_waiters(lock)?;
+        let waiters = self.waiters(Kind::RtMutex, lock)?;
         if !waiters.tasks.contains(&task.address()) {
             return Ok(None);
         }
@@ -348,9 +379,19 @@ impl<'k> Reader<'k> {
     }
 
     /// The waiters in the list of a mutex, rwsem or semaphore.
-    fn waiters(&self, kind: Kind, address: Kva) -> Result<Waiters> {
+    fn waiters(&self, kind: Kind, address: Kva) -> Result<Rc<Waiters>> {
+        if let Some(known) = self.lists.borrow().get(&(kind, address)) {
+            return Ok(Rc::clone(known));
+        }
+        let found = Rc::new(self.read_waiters(kind, address)?);
+        let mut lists = self.lists.borrow_mut();
+        lists.insert((kind, address), Rc::clone(&found));
+        Ok(found)
+    }
+
+    fn read_waiters(&self, kind: Kind, address: Kva) -> Result<Waiters> {
         let Some((lock, waiter)) = kind.listed() else {
-            return self.rt_waiters(address);
+            return self.read_rt_waiters(address);
         };
         let lock = self.kernel.object(lock, address)?;
         // 7.1 did away with the head: the lock points to the first waiter, and these form a ring.
@@ -359,15 +400,13 @@ impl<'k> Reader<'k> {
                 at if at.is_null() => (Vec::new(), true),
                 _ => {
                     let node = first.deref()?.member("list")?.address();
-                    let walk = self.kernel.list(node, MAX_WAITERS);
+                    let walk = self.list(node);
                     let complete = !walk.end.is_cut();
                     ([vec![node], walk.items].concat(), complete)
                 }
             },
             Err(error) if error.is_absent() => {
-                let walk = self
-                    .kernel
-                    .list(lock.member("wait_list")?.address(), MAX_WAITERS);
+                let walk = self.list(lock.member("wait_list")?.address());
                 let complete = !walk.end.is_cut();
                 (walk.items, complete)
             }
@@ -387,10 +426,10 @@ impl<'k> Reader<'k> {
     }
 
     /// The waiters of a `struct rt_mutex_base`, the most urgent first.
-    fn rt_waiters(&self, address: Kva) -> Result<Waiters> {
+    fn read_rt_waiters(&self, address: Kva) -> Result<Waiters> {
         let lock = self.kernel.object("struct rt_mutex_base", address)?;
         let root = lock.member("waiters.rb_root")?.address();
-        let walk = self.kernel.rbtree(root, MAX_WAITERS);
+        let walk = self.walk(|limit| self.kernel.rbtree(root, limit));
         let mut found = Waiters {
             tasks: Vec::new(),
             records: Vec::new(),
@@ -419,7 +458,7 @@ impl<'k> Reader<'k> {
         let owner = self.kernel.object("struct task_struct", owner)?;
         // Moved in 7.2.
         let states = owner.first_of(&["futex.pi_state_list", "pi_state_list"])?;
-        let states = self.kernel.list(states.address(), MAX_WAITERS);
+        let states = self.list(states.address());
         let node = state.member("list")?.address();
         Ok(states.items.contains(&node).then_some(state))
     }
@@ -456,17 +495,29 @@ impl<'k> Reader<'k> {
         let Some((lock, waiter)) = kind.listed() else {
             return Ok(None);
         };
+        // Another task of the same list led there.
+        let placed = self.placed.borrow().get(&task.address()).copied();
+        if let Some((_, lock)) = placed.filter(|(of, _)| *of == kind) {
+            return self.listed(task, kind, lock, "stack");
+        }
         let mut found: HashSet<Kva> = HashSet::new();
         for record in self.records(task, waiter)? {
-            let ring = self
-                .kernel
-                .list(record.member("list")?.address(), MAX_WAITERS);
+            let ring = self.list(record.member("list")?.address());
             if ring.end.is_cut() {
                 continue;
             }
+            // 7.1 and later have no head in the ring, but pointers in the task.
+            let mut candidates = Vec::new();
             for node in ring.items {
-                // 7.1 and later have no head in the ring, but pointers in the task.
                 let lock = self.kernel.entry(lock, "wait_list", node)?.address();
+                if self.may_be_lock(kind, lock).unwrap_or(false) {
+                    candidates.push(lock);
+                }
+            }
+            if candidates.len() > MAX_CANDIDATES {
+                continue;
+            }
+            for lock in candidates {
                 if self.is_lock(kind, lock, task.address()).unwrap_or(false) {
                     found.insert(lock);
                 }
@@ -474,7 +525,12 @@ impl<'k> Reader<'k> {
         }
         let mut found = found.into_iter();
         match (found.next(), found.next()) {
-            (Some(lock), None) => self.listed(task, kind, lock, "stack"),
+            (Some(lock), None) => {
+                let waiters = self.waiters(kind, lock)?;
+                let mut placed = self.placed.borrow_mut();
+                placed.extend(waiters.tasks.iter().map(|&task| (task, (kind, lock))));
+                self.listed(task, kind, lock, "stack")
+            }
             _ => Ok(None),
         }
     }
@@ -482,9 +538,12 @@ impl<'k> Reader<'k> {
     fn is_lock(&self, kind: Kind, address: Kva, task: Kva) -> Result<bool> {
         let waiters = self.waiters(kind, address)?;
         let all_known = waiters.tasks.iter().all(|at| self.known.contains_key(at));
-        if !waiters.complete || !all_known || !waiters.tasks.contains(&task) {
-            return Ok(false);
-        }
+        Ok(waiters.complete && all_known && waiters.tasks.contains(&task))
+    }
+
+    /// Whether the words of a lock beside its list are such as a lock has: cheap, since it is asked
+    /// of every node in a ring.
+    fn may_be_lock(&self, kind: Kind, address: Kva) -> Result<bool> {
         let owner = match kind {
             Kind::Mutex => {
                 let mutex = self.kernel.object("struct mutex", address)?;

@@ -410,6 +410,7 @@ impl<'k> Tasks<'k> {
             cpus_allowed: self.cpus_allowed(task),
             nr_cpus_allowed: task.i32("nr_cpus_allowed"),
             migration_disabled: task.u32("migration_disabled"),
+            sum_exec_ns: task.u64("se.sum_exec_runtime"),
             cgroup: task.get("cgroups", |set| {
                 let cgroup = set.deref()?.member("dfl_cgrp")?.deref()?;
                 self.kernel.cgroup_path(&cgroup)

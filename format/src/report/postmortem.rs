@@ -708,6 +708,10 @@ pub struct TaskInfo {
     /// `task_struct.migration_disabled`: not 0, it must stay on its CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration_disabled: Option<u32>,
+    /// How long it has run in all its life, ns, up to the last tick or switch
+    /// (`se.sum_exec_runtime`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sum_exec_ns: Option<u64>,
     /// Its cgroup in the default hierarchy, `/` for the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
