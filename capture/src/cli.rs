@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use scx_postmortem_format::capture::{LEVEL_DEFAULT, LEVEL_SMALL};
 use scx_postmortem_format::report::Escaped;
 
+use crate::coordinator::Moment;
 use crate::machine::qemu::Accel;
 use crate::{convert, start};
 
@@ -66,6 +67,10 @@ pub(crate) struct RunArgs {
     /// libraries.
     #[arg(long = "file", value_name = "FILE[:GUEST]", requires = "scheduler")]
     pub(crate) files: Vec<String>,
+    /// Another system's root directory: programs named without a path, and all libraries, come
+    /// from there. Its C library must not be older than this machine's.
+    #[arg(long, value_name = "DIR", requires = "scheduler")]
+    pub(crate) sysroot: Option<PathBuf>,
     /// The kernel's configuration, which some schedulers read. Looked for beside the kernel.
     #[arg(long, value_name = "FILE", requires = "scheduler")]
     pub(crate) kernel_config: Option<PathBuf>,
@@ -94,6 +99,13 @@ pub(crate) struct RunArgs {
     /// its owner alone: a core holds all that was in the guest's memory.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// Also keep an image from the time when a task has waited for half of the watchdog's limit.
+    /// The file then holds both, and `analyze` says what changed between them.
+    #[arg(long)]
+    pub(crate) dual: bool,
+    /// At which moment of a scheduler's failure the image is taken.
+    #[arg(long, value_enum, default_value_t = Moment::Dump)]
+    pub(crate) moment: Moment,
     /// Also take a capture when this text appears on the guest's console.
     #[arg(long = "on-console", value_name = "TEXT")]
     pub(crate) console: Vec<String>,
@@ -173,7 +185,11 @@ pub(crate) fn run() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(Failure { code, sentence }) => {
             // Nothing is left to tell anyone when stderr is gone too.
-            let _ = writeln!(std::io::stderr(), "capture: {}", Escaped(&sentence));
+            let mut err = std::io::stderr().lock();
+            for (index, line) in sentence.lines().enumerate() {
+                let prefix = if index == 0 { "capture: " } else { "  " };
+                let _ = writeln!(err, "{prefix}{}", Escaped(line));
+            }
             ExitCode::from(code)
         }
     }

@@ -3,9 +3,10 @@
 
 mod cli;
 mod convert;
+mod coordinator;
 mod guest;
 mod machine;
-mod run;
+mod save;
 mod start;
 mod watch;
 

@@ -10,17 +10,19 @@ use std::time::Duration;
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::{Image, may_write};
-use scx_postmortem_format::capture::Existing;
+use scx_postmortem_format::capture::{Existing, WriteProgress};
 use scx_postmortem_format::report::Escaped;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
 use crate::cli::{Failure, RunArgs};
 use crate::convert::progress_bar;
+use crate::coordinator::{Coordinator, End, Fired, Outcome, Triggers};
 use crate::guest::{self, Wanted};
 use crate::machine::Machine;
 use crate::machine::qemu::{Config, Qemu};
-use crate::run::{Outcome, Run, Triggers};
+use crate::save::{self, Guest, Saved, Target};
+use crate::watch::Live;
 
 /// Exit code: the output could not be written.
 const OUTPUT: u8 = 1;
@@ -49,6 +51,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let inputs = [Some(args.kernel.as_path()), args.initrd.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     may_write(&args.output, &inputs, args.force).map_err(failure(OUTPUT))?;
+    save::check(&args.output, existing(args)).map_err(|e| failure(OUTPUT)(e.to_string()))?;
     let triggers = triggers(args).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
 
     let directory =
@@ -70,7 +73,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         )));
     }
     let config = Config {
-        program: guest::program(&args.qemu).map_err(|e| {
+        program: guest::program(&args.qemu, None).map_err(|e| {
             failure(LOST)(format!(
                 "{e} (Debian: qemu-system-x86, Fedora: qemu-system-x86-core)"
             ))
@@ -84,7 +87,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         append: format!("{APPEND} {}", args.append),
     };
     let mut machine = Qemu::start(&config).map_err(|e| failure(LOST)(e.to_string()))?;
-    let watching = io::stderr().is_terminal();
+    let watching = io::stderr().is_terminal() || std::env::var_os("DBG").is_some();
     let tell = Box::new(move |line: &str| {
         if watching {
             let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
@@ -95,15 +98,33 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
-    let mut run = Run::new(triggers, tell, echo);
-    let outcome = run
-        .follow(&mut machine)
-        .map_err(|e| failure(LOST)(e.to_string()))?;
-    finish(args, &run, &mut machine, outcome)
+    let mut eyes = Live::default();
+    let mut coordinator = Coordinator::new(triggers, &mut eyes, tell, echo);
+    let outcome = coordinator.follow(&mut machine);
+    // What is to be written is ours by now; nothing of the guest has to run for it.
+    machine.leave();
+    let (kernel, why_not) = match coordinator.found() {
+        Ok(found) => (Some(found.clone()), String::new()),
+        Err(why) => (None, why.to_owned()),
+    };
+    let guest = Guest {
+        machine: machine.describe(),
+        tool: "capture run",
+        vcpus: machine.vcpus(),
+        kernel,
+        why_not,
+        console: coordinator.console_tail().to_vec(),
+        notes: Vec::new(),
+        suppressed: coordinator.suppressed,
+    };
+    finish(args, &guest, outcome)
 }
 
 fn triggers(args: &RunArgs) -> io::Result<Triggers> {
     let triggers = Triggers {
+        moment: args.moment,
+        early: args.dual,
+        goes_on: false,
         console: args.console.clone(),
         after: args.after.map(Duration::from_secs),
         timeout: args.timeout.map(Duration::from_secs),
@@ -131,61 +152,57 @@ fn initramfs(args: &RunArgs) -> Result<Vec<u8>, String> {
         scheduler: args.scheduler.as_deref().unwrap_or_default(),
         workloads: &args.workload,
         files: &args.files,
+        root: args.sysroot.as_deref(),
         config: config.as_deref().zip(release.as_deref()),
     };
     guest::initramfs(&wanted)
 }
 
-fn finish(
-    args: &RunArgs,
-    run: &Run,
-    machine: &mut dyn Machine,
-    outcome: Outcome,
-) -> Result<u8, Failure> {
-    match outcome {
-        Outcome::Held { fired, frozen } => {
-            let bar = progress_bar();
-            let show = |progress: scx_postmortem_format::capture::WriteProgress| {
-                bar.set_length(progress.total_bytes);
-                bar.set_position(progress.done_bytes);
-                ControlFlow::Continue(())
-            };
-            let existing = if args.force {
-                Existing::Replace
-            } else {
-                Existing::Refuse
-            };
-            let written = run.write(
-                machine,
-                &fired,
-                &frozen,
-                &args.output,
-                existing,
-                args.level,
-                &show,
-            );
-            bar.finish_and_clear();
-            machine.stop();
-            let summary = written.map_err(failure(OUTPUT))?;
-            let mut out = io::stdout().lock();
-            // Whoever closed standard output still gets the exit code.
-            let _ = writeln!(
-                out,
-                "{}: {} ({}), {} MiB",
-                args.output.display(),
-                fired.kind,
-                Escaped(&fired.detail),
-                summary.file_bytes >> 20
-            );
-            for line in headline(&args.output) {
-                let _ = writeln!(out, "  {}", Escaped(&line));
-            }
-            if !frozen.not_parked.is_empty() {
-                return Ok(INCOMPLETE);
-            }
-            Ok(if fired.is_failure() { FAILED } else { 0 })
+fn existing(args: &RunArgs) -> Existing {
+    if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    }
+}
+
+/// Writes what a run has left, and says how it ended.
+fn finish(args: &RunArgs, guest: &Guest, outcome: Outcome) -> Result<u8, Failure> {
+    let bar = progress_bar();
+    let show = |progress: WriteProgress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+        ControlFlow::Continue(())
+    };
+    let target = Target {
+        output: &args.output,
+        existing: existing(args),
+        level: args.level,
+        show: &show,
+    };
+    let end = outcome.end.clone();
+    let fired = outcome.late.as_ref().map(|late| late.fired.clone());
+    let (saved, failed) = save::save(guest, outcome, &target);
+    bar.finish_and_clear();
+    tell_saved(&saved, fired.as_ref());
+    if !failed.is_empty() {
+        let sentences: Vec<String> = failed.into_iter().map(|f| f.sentence).collect();
+        return Err(failure(OUTPUT)(sentences.join("; ")));
+    }
+    let also = match saved.first() {
+        Some(file) if fired.is_none() => {
+            format!("; the early image is in {}", file.path.display())
         }
-        Outcome::Ended { how, said } => {
+        _ => "; no capture".into(),
+    };
+    match end {
+        End::Late if saved.iter().any(|file| file.degraded) => Ok(INCOMPLETE),
+        End::Late => Ok(if fired.is_none_or(|fired| fired.is_failure()) {
+            FAILED
+        } else {
+            0
+        }),
+        End::Ended { how, said } => {
             let said = said.unwrap_or_default();
             if said.starts_with("workload ") || said == "scheduler detached" {
                 return Ok(0);
@@ -195,23 +212,49 @@ fn finish(
                 said => format!("; its init said last: {said}"),
             };
             Err(failure(NO_SCHEDULER)(format!(
-                "the guest ended by itself, {how}{last}; no capture{}",
-                console_end(run)
+                "the guest ended by itself, {how}{last}{also}{}",
+                console_end(&guest.console)
             )))
         }
-        Outcome::TimeOver => Err(failure(ENDED)(format!(
-            "the guest was ended after {} s (--timeout); no capture",
+        End::TimeOver => Err(failure(ENDED)(format!(
+            "the guest was ended after {} s (--timeout){also}",
             args.timeout.unwrap_or_default()
         ))),
-        Outcome::Interrupted => Err(failure(ENDED)(
-            "ended by a signal; the guest was ended, no capture".into(),
-        )),
+        End::Interrupted => Err(failure(ENDED)(format!(
+            "ended by a signal; the guest was ended{also}"
+        ))),
+        End::Lost(why) => Err(failure(LOST)(format!(
+            "{why}{also}{}",
+            console_end(&guest.console)
+        ))),
+    }
+}
+
+/// Names the files, and what the first one says.
+fn tell_saved(saved: &[Saved], fired: Option<&Fired>) {
+    let mut out = io::stdout().lock();
+    for (index, file) in saved.iter().enumerate() {
+        let why = fired.filter(|_| index == 0).map(|fired| {
+            let detail = Escaped(&fired.detail);
+            format!("{} ({detail}), ", fired.kind)
+        });
+        // Whoever closed standard output still gets the exit code.
+        let _ = writeln!(
+            out,
+            "{}: {}{} MiB",
+            file.path.display(),
+            why.unwrap_or_default(),
+            file.summary.file_bytes >> 20
+        );
+    }
+    for line in saved.first().into_iter().flat_map(|file| headline(&file.path)) {
+        let _ = writeln!(out, "  {}", Escaped(&line));
     }
 }
 
 /// The last lines of the console, as the end of a message.
-fn console_end(run: &Run) -> String {
-    let text = String::from_utf8_lossy(run.console_tail());
+fn console_end(console: &[u8]) -> String {
+    let text = String::from_utf8_lossy(console);
     let lines: Vec<&str> = text
         .lines()
         .filter(|line| !line.trim().is_empty())

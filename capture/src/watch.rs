@@ -1,6 +1,7 @@
 //! What a running guest's kernel says of its scheduler, read out of its memory while it runs.
 //!
-//! Reads `scx_root` → `scx_sched.exit_kind` (`atomic_t`) and `ops.name`. Everything read can be torn, since nothing is stopped: a value is
+//! Reads `scx_root` → `scx_sched` (`exit_kind`, `ops.name`, `watchdog_timeout`), the runnable lists of `rq->scx` and
+//! `scx_watchdog_timestamp`. Everything read can be torn, since nothing is stopped: a value is
 //! acted upon only where a wrong one does no harm, or after it was read again.
 
 use scx_postmortem_analyze::addr::Kva;
@@ -9,97 +10,178 @@ use scx_postmortem_analyze::kernel::vmcoreinfo::Vmcoreinfo;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::object::Object;
 use scx_postmortem_analyze::source::Image;
-use scx_postmortem_analyze::walk::{Limits, Remarks, sched};
+use scx_postmortem_analyze::walk::{Limits, Remarks, clock, sched};
 
 use crate::machine::{GuestMemory, Touched};
 
 /// `SCX_EXIT_ERROR`: this kind and all above it are failures.
 const FIRST_ERROR: i64 = 1024;
+/// Most tasks of a CPU that are looked at.
+const MAX_RUNNABLE: usize = 4096;
+/// An age above this is a torn read (the contract's section 6.13).
+const MAX_AGE: u64 = 86_400_000;
 
-/// The kernel of a running guest.
-pub(crate) struct Live {
-    kernel: Kernel,
-    /// Entry of the function that writes the kernel's own dump once a scheduler has failed.
-    dump: Option<Kva>,
-    first_error: i64,
+/// Sees what goes on in a guest's kernel. The coordinator knows nothing else of kernels.
+pub(crate) trait Eyes {
+    /// Looks for the kernel of a guest that runs, or says why it cannot be found yet.
+    fn find(&mut self, memory: &GuestMemory) -> std::result::Result<Found, String>;
+
+    /// Looks at the guest while it runs. `None`: what was read was torn; look again.
+    fn look(&self) -> Option<Seen>;
+
+    /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
+    /// still.
+    fn failure(&self) -> Option<Scheduler>;
+
+    /// The return address that a function finds on its stack when it is entered.
+    fn return_address(&self, rsp: u64) -> Option<u64>;
 }
 
-/// A scheduler that is attached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Attached {
+/// The kernel that was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// `uname -r`.
+    pub(crate) release: String,
+    /// The text of VMCOREINFO.
+    pub(crate) vmcoreinfo: Vec<u8>,
+    pub(crate) has_sched_ext: bool,
+    /// Entry of `scx_dump_state`: where the kernel goes once a scheduler has failed, and before it
+    /// touches any queue.
+    pub(crate) dump_entry: Option<u64>,
+    /// Why an early image cannot be waited for.
+    pub(crate) no_ages: Option<String>,
+}
+
+/// What was seen at one look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The scheduler that is attached.
+    pub(crate) scheduler: Option<Scheduler>,
+    /// The longest time that a task has been runnable for, or that the watchdog has not run for,
+    /// in jiffies.
+    pub(crate) oldest_age: Option<u64>,
+    /// Half of the watchdog's limit, in jiffies.
+    pub(crate) half_timeout: Option<u64>,
+}
+
+/// A scheduler.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Scheduler {
     /// Its `struct scx_sched`.
-    pub(crate) at: Kva,
+    pub(crate) at: u64,
     /// `ops.name`.
     pub(crate) name: String,
     /// `exit_kind`: 0 while all is well.
     pub(crate) exit_kind: i64,
+    /// Its name.
+    pub(crate) exit_name: String,
+    /// Where it is.
+    pub(crate) exit_kind_at: u64,
+    /// Whether that kind is a failure.
+    pub(crate) failed: bool,
 }
 
-impl Live {
-    /// Finds the kernel of a guest that runs, or says why it cannot be found yet.
-    pub(crate) fn find(memory: &GuestMemory) -> std::result::Result<Self, String> {
+impl Scheduler {
+    /// Name and exit kind, for people.
+    pub(crate) fn words(&self) -> String {
+        format!("{}: {}", self.name, self.exit_name)
+    }
+}
+
+/// The kernel of a running guest.
+#[derive(Default)]
+pub(crate) struct Live(Option<Known>);
+
+struct Known {
+    kernel: Kernel,
+    first_error: i64,
+    /// `SCX_TASK_QUEUED` and `SCX_TASK_RESET_RUNNABLE_AT` of `enum scx_ent_flags`.
+    queued: u64,
+    reset: u64,
+}
+
+impl Eyes for Live {
+    fn find(&mut self, memory: &GuestMemory) -> std::result::Result<Found, String> {
         let touched = Touched::new(memory).map_err(|e| e.to_string())?;
         let mut why = "no VMCOREINFO in the guest's memory yet".to_owned();
         for candidate in Vmcoreinfo::scan(&touched) {
             let own = memory.share().map_err(|e| e.to_string())?;
             let image = Image::live(Box::new(own), candidate.text().as_bytes().to_vec());
             match Kernel::find(image, &Overrides::default()) {
-                Ok(kernel) => return Ok(Self::new(kernel)),
+                Ok(kernel) => return Ok(self.take(kernel)),
                 Err(reason) => why = reason,
             }
         }
         Err(why)
     }
 
-    fn new(kernel: Kernel) -> Self {
+    fn look(&self) -> Option<Seen> {
+        let known = self.0.as_ref()?;
+        let scheduler = known.attached().ok()?;
+        let ages = scheduler.as_ref().filter(|s| s.exit_kind == 0);
+        let ages = ages.and_then(|s| known.ages(Kva(s.at)).ok());
+        Some(Seen {
+            oldest_age: ages.map(|(oldest, _)| oldest),
+            half_timeout: ages.map(|(_, half)| half),
+            scheduler,
+        })
+    }
+
+    fn failure(&self) -> Option<Scheduler> {
+        let known = self.0.as_ref()?;
+        let mut remarks = Remarks::default();
+        let found = sched::find(&known.kernel, &Limits::default(), &mut remarks);
+        let all = found.all.iter();
+        let mut all = all.filter_map(|sched| known.of(sched.object).ok());
+        all.find(|scheduler| scheduler.failed)
+    }
+
+    fn return_address(&self, rsp: u64) -> Option<u64> {
+        let at = self.0.as_ref()?.kernel.read_ptr(Kva(rsp)).ok()?;
+        (!at.is_null()).then_some(at.0)
+    }
+}
+
+impl Live {
+    fn take(&mut self, kernel: Kernel) -> Found {
         let names = [
             "scx_dump_state",
             "scx_dump_state.isra.0",
             "scx_dump_state.constprop.0",
         ];
         let dump = names.iter().find_map(|name| kernel.symbol(name).ok());
+        let has_sched_ext = scx_postmortem_analyze::analysis::has_sched_ext(&kernel);
+        let flag = |name: &str| {
+            let value = kernel.constant("enum scx_ent_flags", name)?;
+            Ok::<_, scx_postmortem_analyze::error::Error>(u64::try_from(value).unwrap_or(0))
+        };
+        let flags = flag("SCX_TASK_QUEUED").and_then(|queued| {
+            let reset = flag("SCX_TASK_RESET_RUNNABLE_AT")?;
+            kernel.symbol("jiffies_64").or(kernel.symbol("jiffies"))?;
+            Ok((queued, reset))
+        });
+        let found = Found {
+            release: kernel.release().to_owned(),
+            vmcoreinfo: kernel.vmcoreinfo.text().as_bytes().to_vec(),
+            dump_entry: dump.filter(|_| has_sched_ext).map(|at| at.0),
+            no_ages: flags.as_ref().err().map(ToString::to_string),
+            has_sched_ext,
+        };
+        let (queued, reset) = flags.unwrap_or((0, 0));
         let first_error = kernel.constant("enum scx_exit_kind", "SCX_EXIT_ERROR");
-        Self {
-            dump,
+        self.0 = Some(Known {
             first_error: first_error.unwrap_or(FIRST_ERROR),
+            queued,
+            reset,
             kernel,
-        }
+        });
+        found
     }
+}
 
-    /// `uname -r`.
-    pub(crate) fn release(&self) -> &str {
-        self.kernel.release()
-    }
-
-    /// The text of VMCOREINFO.
-    pub(crate) fn vmcoreinfo(&self) -> Vec<u8> {
-        self.kernel.vmcoreinfo.text().as_bytes().to_vec()
-    }
-
-    /// Whether this kernel has sched_ext at all.
-    pub(crate) fn has_sched_ext(&self) -> bool {
-        scx_postmortem_analyze::analysis::has_sched_ext(&self.kernel)
-    }
-
-    /// Where the kernel goes once a scheduler has failed, and before it touches any queue.
-    pub(crate) fn dump_function(&self) -> Option<Kva> {
-        self.dump
-    }
-
-    /// Whether `kind` is a failure.
-    pub(crate) fn is_error(&self, kind: i64) -> bool {
-        kind >= self.first_error
-    }
-
-    /// The name of an exit kind.
-    pub(crate) fn kind_name(&self, kind: i64) -> String {
-        let ty = self.kernel.btf.find("enum scx_exit_kind").ok();
-        let name = ty.and_then(|ty| self.kernel.btf.enumerator_name(ty, kind));
-        name.map_or_else(|| format!("exit kind {kind}"), str::to_owned)
-    }
-
+impl Known {
     /// The scheduler that is attached, if any.
-    pub(crate) fn attached(&self) -> Result<Option<Attached>> {
+    fn attached(&self) -> Result<Option<Scheduler>> {
         let root = self.kernel.read_ptr(self.kernel.symbol("scx_root")?)?;
         if root.is_null() {
             return Ok(None);
@@ -108,28 +190,58 @@ impl Live {
         self.of(sched).map(Some)
     }
 
-    /// The scheduler that has failed, in words, looked for among all of them. Only of a guest that
-    /// stands still.
-    pub(crate) fn failure(&self) -> Option<String> {
-        let mut remarks = Remarks::default();
-        let found = sched::find(&self.kernel, &Limits::default(), &mut remarks);
-        found.all.iter().find_map(|sched| {
-            let attached = self.of(sched.object).ok()?;
-            self.is_error(attached.exit_kind)
-                .then(|| format!("{}: {}", attached.name, self.kind_name(attached.exit_kind)))
-        })
-    }
-
-    fn of(&self, sched: Object<'_>) -> Result<Attached> {
-        Ok(Attached {
-            at: sched.address(),
+    fn of(&self, sched: Object<'_>) -> Result<Scheduler> {
+        let kind = sched.first_of(&["exit_kind.counter", "exit_kind"])?;
+        let exit_kind = kind.i64()?;
+        let ty = self.kernel.btf.find("enum scx_exit_kind").ok();
+        let name = ty.and_then(|ty| self.kernel.btf.enumerator_name(ty, exit_kind));
+        Ok(Scheduler {
+            at: sched.address().0,
             name: sched.member("ops.name")?.text()?,
-            exit_kind: sched.first_of(&["exit_kind.counter", "exit_kind"])?.i64()?,
+            exit_kind,
+            exit_name: name.map_or_else(|| format!("exit kind {exit_kind}"), str::to_owned),
+            exit_kind_at: kind.address().0,
+            failed: exit_kind >= self.first_error,
         })
     }
 
-    /// The return address that a function finds on its stack when it is entered.
-    pub(crate) fn return_address(&self, rsp: u64) -> Result<Kva> {
-        self.kernel.read_ptr(Kva(rsp))
+    /// The oldest age and half the watchdog's limit, in jiffies (the contract's section 6.13).
+    fn ages(&self, sched: Kva) -> Result<(u64, u64)> {
+        let kernel = &self.kernel;
+        let sched = kernel.object("struct scx_sched", sched)?;
+        // A member of each scheduler from 7.1 on.
+        let timeout = match sched.member("watchdog_timeout") {
+            Ok(own) => own.u64()?,
+            Err(_) => kernel.read_u64(kernel.symbol("scx_watchdog_timeout")?)?,
+        };
+        let now = clock::jiffies(kernel)?;
+        let since = |at: u64| now.saturating_sub(at);
+        let mut oldest = 0;
+        let checked = kernel.read_u64(kernel.symbol("scx_watchdog_timestamp")?)?;
+        if checked != 0 && since(checked) <= MAX_AGE {
+            oldest = since(checked);
+        }
+        for cpu in kernel.cpus() {
+            let rq = kernel.per_cpu_object("runqueues", "struct rq", cpu)?;
+            let head = rq.member("scx.runnable_list")?.address();
+            for node in kernel.list(head, MAX_RUNNABLE).items {
+                let Ok(age) = self.age(node, now) else {
+                    // The list has moved on under us.
+                    break;
+                };
+                oldest = oldest.max(age.filter(|&age| age <= MAX_AGE).unwrap_or(0));
+            }
+        }
+        Ok((oldest, timeout / 2))
+    }
+
+    fn age(&self, node: Kva, now: u64) -> Result<Option<u64>> {
+        let task = self
+            .kernel
+            .entry("struct task_struct", "scx.runnable_node", node)?;
+        let flags = task.member("scx.flags")?.u64()?;
+        let at = task.member("scx.runnable_at")?.u64()?;
+        let waits = flags & self.queued != 0 && flags & self.reset == 0 && at != 0;
+        Ok(waits.then(|| now.saturating_sub(at)))
     }
 }

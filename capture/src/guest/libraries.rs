@@ -23,17 +23,35 @@ const MAX_LIBRARIES: usize = 512;
 /// Nested `include` lines.
 const MAX_DEPTH: u32 = 8;
 
+/// Where `path` is in another system's tree, also when that has all of it below `/usr`.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    let place = root.join(path);
+    let merged = root.join("usr").join(path);
+    if !place.exists() && merged.exists() {
+        return merged;
+    }
+    place
+}
+
 /// The files that `program` needs beside itself: where each is here, by the path that it must
-/// have in the guest.
-pub(super) fn needed(program: &Path) -> Result<BTreeMap<String, PathBuf>, String> {
+/// have in the guest. With a `root`, the loader and the libraries are those of that tree.
+pub(super) fn needed(
+    program: &Path,
+    root: Option<&Path>,
+) -> Result<BTreeMap<String, PathBuf>, String> {
     let mut found = BTreeMap::new();
     let mut search: Vec<PathBuf> = std::env::var_os("LD_LIBRARY_PATH")
+        .filter(|_| root.is_none())
         .map(|paths| std::env::split_paths(&paths).collect())
         .unwrap_or_default();
-    let mut configured = Vec::new();
-    configuration(Path::new("/etc/ld.so.conf"), MAX_DEPTH, &mut configured);
-    configured.extend(DEFAULT.map(PathBuf::from));
-    search.extend(configured.clone());
+    if let Some(root) = root {
+        search.extend(DEFAULT.iter().map(|path| below(root, Path::new(path))));
+    } else {
+        let configured = Path::new("/etc/ld.so.conf");
+        configuration(configured, MAX_DEPTH, &mut search);
+        search.extend(DEFAULT.map(PathBuf::from));
+    }
 
     let mut queue = vec![program.to_owned()];
     while let Some(object) = queue.pop() {
@@ -64,7 +82,9 @@ pub(super) fn needed(program: &Path) -> Result<BTreeMap<String, PathBuf>, String
             } else {
                 loader.to_owned()
             };
-            found.insert(guest, PathBuf::from(loader));
+            let loader = Path::new(loader);
+            let here = root.map_or_else(|| loader.to_owned(), |root| below(root, loader));
+            found.insert(guest, here);
         }
         let home = object.parent().unwrap_or(Path::new("/"));
         let paths = if elf.runpaths.is_empty() {
@@ -136,8 +156,9 @@ fn configuration(path: &Path, depth: u32, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// A program by the name that a shell would take: with a slash as it is, else through PATH.
-pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
+/// A program by the name that a shell would take: with a slash as it is, else in `root`'s usual
+/// places, else through PATH.
+pub(crate) fn program(name: &str, root: Option<&Path>) -> Result<PathBuf, String> {
     let as_it_is = PathBuf::from(name);
     if name.contains('/') {
         return if as_it_is.is_file() {
@@ -147,7 +168,11 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, String> {
         };
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = std::env::split_paths(&paths).collect();
+    let usual = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(Path::new);
+    let own = root.into_iter();
+    let own = own.flat_map(|root| usual.map(|place| below(root, place)));
+    let mut places: Vec<PathBuf> = own.collect();
+    places.extend(std::env::split_paths(&paths));
     // Where an ordinary user's PATH does not lead, and bpftool is.
     places.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
     let mut found = places.into_iter().map(|place| place.join(name));
@@ -162,7 +187,7 @@ mod tests {
 
     #[test]
     fn this_very_program_finds_its_libraries() {
-        let found = needed(&std::env::current_exe().unwrap()).unwrap();
+        let found = needed(&std::env::current_exe().unwrap(), None).unwrap();
         assert!(found.contains_key("/lib/libc.so.6"), "{found:?}");
         assert!(found.contains_key("/lib/ld-linux-x86-64.so.2"), "{found:?}");
         assert!(found.values().all(|path| path.is_file()));
@@ -173,11 +198,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("script");
         std::fs::write(&script, "#!/bin/sh\n").unwrap();
-        let said = needed(&script).unwrap_err();
+        let said = needed(&script, None).unwrap_err();
         assert!(said.contains("is a script"), "{said}");
         std::fs::write(&script, "text").unwrap();
-        assert!(needed(&script).unwrap_err().contains("is no ELF program"));
-        let said = program("surely-no-such-program").unwrap_err();
+        assert!(needed(&script, None).unwrap_err().contains("is no ELF program"));
+        let said = program("surely-no-such-program", None).unwrap_err();
         assert!(
             said.starts_with("surely-no-such-program: no such program"),
             "{said}"

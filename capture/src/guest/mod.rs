@@ -36,12 +36,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) workloads: &'a [String],
     /// Further files: path here, or `HERE:GUEST`.
     pub(crate) files: &'a [String],
+    /// Another system's tree, which the libraries come from, and programs by name.
+    pub(crate) root: Option<&'a Path>,
     /// The kernel's configuration and its release: some schedulers ask for it.
     pub(crate) config: Option<(&'a Path, &'a str)>,
 }
 
 /// The initramfs' bytes.
 pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
+    let root = wanted.root;
     let mut archive = Archive::default();
     for path in ["dev", "proc", "sys", "tmp", "run", "root", "etc", "var/tmp"] {
         archive.directory(path);
@@ -49,7 +52,7 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     archive.link("lib64", "lib");
     archive.directory("lib");
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
-    add_program(&mut archive, &own, "/init")?;
+    add_program(&mut archive, &own, "/init", root)?;
 
     let mut plan = Plan::default();
     if wanted.scheduler.ends_with(".bpf.o") {
@@ -73,11 +76,11 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     let commands = std::iter::once(&mut plan.scheduler).chain(&mut plan.workloads);
     for command in commands {
         if let Some(name) = command.first_mut() {
-            let path = program(name)?;
+            let path = program(name, root)?;
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             let guest = format!("/bin/{file}");
             if !archive.contains(&guest) {
-                add_program(&mut archive, &path, &guest)?;
+                add_program(&mut archive, &path, &guest, root)?;
             }
             *name = guest;
         }
@@ -93,7 +96,7 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
         let content = read(here)?;
         // A program comes with what it needs.
         if content.starts_with(b"\x7fELF\x02\x01\x01") && !guest.ends_with(".o") {
-            add_program(&mut archive, here, &guest)?;
+            add_program(&mut archive, here, &guest, root)?;
         } else {
             archive.file(&guest, content);
         }
@@ -119,9 +122,14 @@ fn words(line: &str) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-fn add_program(archive: &mut Archive, path: &Path, guest: &str) -> Result<(), String> {
+fn add_program(
+    archive: &mut Archive,
+    path: &Path,
+    guest: &str,
+    root: Option<&Path>,
+) -> Result<(), String> {
     archive.program(guest, read(path)?);
-    for (guest, place) in libraries::needed(path)? {
+    for (guest, place) in libraries::needed(path, root)? {
         if !archive.contains(&guest) {
             archive.program(&guest, read(&place)?);
         }

@@ -1,11 +1,13 @@
 //! What runs a guest, as the coordinator sees it: [`Machine`]. Nothing outside a backend's own
 //! directory knows which one it is.
 
+mod copied;
 mod memory;
 pub(crate) mod qemu;
 
 use std::time::Duration;
 
+pub(crate) use self::copied::{Copied, Room};
 pub(crate) use self::memory::{GuestMemory, Mapping, Touched};
 use scx_postmortem_format::capture::Note;
 
@@ -36,30 +38,42 @@ pub(crate) enum MachineError {
     },
 }
 
+/// What makes the guest stop by itself. Kernel virtual addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Before a vCPU executes the instruction at this address.
+    Execute(u64),
+    /// After a vCPU has written to the four bytes at this address.
+    Write(u64),
+}
+
 /// What a machine tells by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A vCPU stands at an address that was being watched. All vCPUs are stopped.
-    Breakpoint {
-        /// Its instruction pointer.
-        rip: u64,
-        /// Its stack pointer.
+    /// A vCPU did what was being waited for. All vCPUs stand still.
+    Stopped {
+        /// What it was.
+        at: Stop,
+        /// The vCPU's stack pointer.
         rsp: u64,
     },
-    /// The guest was powered off or reset, or its machine ended.
+    /// The guest was powered off or reset.
     Ended {
         /// What the machine said of it.
         how: String,
     },
 }
 
-/// A stopped guest.
-#[derive(Debug, Clone, Default)]
+/// A stopped guest, as far as it could be stopped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Frozen {
     /// The registers of each vCPU that stands still, as notes of an ELF core.
     pub(crate) registers: Vec<Note>,
-    /// vCPUs that did not stop in time, and why. Empty for a sound capture.
-    pub(crate) not_parked: Vec<String>,
+    /// vCPUs that stand still.
+    pub(crate) parked: Vec<u32>,
+    /// Each a reason why the capture will be less than it should be: a vCPU that did not stop in
+    /// time, registers that could not be read. Empty for a sound freeze.
+    pub(crate) faults: Vec<String>,
 }
 
 /// A guest and what runs it.
@@ -67,8 +81,12 @@ pub(crate) trait Machine {
     /// What runs it, for the manifest: stable name and details.
     fn describe(&self) -> (&'static str, String);
 
-    /// Its memory as it is at this moment, while it runs.
-    fn memory(&mut self) -> Result<&GuestMemory, MachineError>;
+    /// Its memory as it is at this moment, while it runs. It stays readable when the machine has
+    /// ended.
+    fn memory(&self) -> &GuestMemory;
+
+    /// Looks again where its memory is: firmware moves some of it while it starts.
+    fn refresh(&mut self) -> Result<(), MachineError>;
 
     /// Number of vCPUs.
     fn vcpus(&self) -> u32;
@@ -76,18 +94,19 @@ pub(crate) trait Machine {
     /// Waits for something to happen, at most for `wait`.
     fn wait(&mut self, wait: Duration) -> Result<Option<Event>, MachineError>;
 
-    /// Stops all vCPUs at their next arrival at a kernel address; at most one address at a time.
-    /// `false`: this machine cannot.
-    fn break_at(&mut self, kva: Option<u64>) -> Result<bool, MachineError>;
+    /// Makes these, and nothing else, stop the guest. Gives back those that this machine can do;
+    /// the others are not set.
+    fn stop_at(&mut self, stops: &[Stop]) -> Result<Vec<Stop>, MachineError>;
 
-    /// Stops all vCPUs within `deadline` and takes their registers.
-    fn freeze(&mut self, deadline: Duration) -> Result<Frozen, MachineError>;
+    /// Stops all vCPUs within `deadline` and takes their registers. What did not work is in the
+    /// answer: there may be something worth keeping all the same.
+    fn freeze(&mut self, deadline: Duration) -> Frozen;
 
     /// Lets all vCPUs go on.
     fn resume(&mut self) -> Result<(), MachineError>;
 
-    /// Ends the guest.
-    fn stop(&mut self);
+    /// Leaves the guest as was promised: ended if it is ours, running if it is not.
+    fn leave(&mut self);
 
     /// What the guest has written to its console since the last call.
     fn console(&mut self) -> Vec<u8>;

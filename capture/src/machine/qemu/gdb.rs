@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::connect;
-use crate::machine::MachineError;
+use crate::machine::{MachineError, Stop};
 
 /// Longest packet that is accepted, bytes.
 const MAX_PACKET: usize = 1 << 20;
@@ -18,6 +18,30 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Places in the `g` packet, in registers of eight bytes: `rsp`, `rip`.
 const RSP: usize = 7;
 const RIP: usize = 16;
+
+/// Why a guest has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// A breakpoint, or a watchpoint at the address `written`.
+    Trap { written: Option<u64> },
+    /// The monitor's own `stop`.
+    Paused,
+}
+
+impl Reply {
+    /// Of `T05thread:01;watch:ffff888003a1c2f8;` and the like: SIGTRAP is a trap.
+    fn of(packet: &[u8]) -> Self {
+        if packet.get(1..3) != Some(b"05") {
+            return Self::Paused;
+        }
+        let text = String::from_utf8_lossy(packet.get(3..).unwrap_or_default());
+        let written = text.split(';').find_map(|pair| {
+            let digits = pair.strip_prefix("watch:")?;
+            u64::from_str_radix(digits, 16).ok()
+        });
+        Self::Trap { written }
+    }
+}
 
 /// A connection to a debug stub.
 #[derive(Debug)]
@@ -28,20 +52,30 @@ pub(super) struct Gdb {
 
 impl Gdb {
     /// Connects, which stops the guest.
-    pub(super) fn connect(path: &Path, deadline: Instant) -> Result<Self, MachineError> {
+    pub(super) fn connect(
+        path: &Path,
+        deadline: Instant,
+        alive: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, MachineError> {
         let mut gdb = Self {
-            stream: connect(path, deadline)?,
+            stream: connect(path, deadline, alive)?,
             buffer: Vec::new(),
         };
         gdb.ask("?")?;
         Ok(gdb)
     }
 
-    /// Sets or removes a breakpoint.
-    pub(super) fn breakpoint(&mut self, at: u64, set: bool) -> Result<(), MachineError> {
+    /// Sets or removes a hardware breakpoint or watchpoint. `false`: the stub has none of the kind.
+    pub(super) fn set(&mut self, stop: Stop, set: bool) -> Result<bool, MachineError> {
         let command = if set { 'Z' } else { 'z' };
-        match self.ask(&format!("{command}1,{at:x},1"))?.as_slice() {
-            b"OK" => Ok(()),
+        let packet = match stop {
+            Stop::Execute(at) => format!("{command}1,{at:x},1"),
+            Stop::Write(at) => format!("{command}2,{at:x},4"),
+        };
+        match self.ask(&packet)?.as_slice() {
+            b"OK" => Ok(true),
+            // What the protocol has for "not supported", and what QEMU says when none is left.
+            b"" | b"E22" => Ok(false),
             other => Err(refused(
                 "a hardware breakpoint",
                 &String::from_utf8_lossy(other),
@@ -67,20 +101,19 @@ impl Gdb {
         self.send("c")
     }
 
-    /// Whether the guest has stopped at a breakpoint by now.
-    pub(super) fn stopped(&mut self, wait: Duration) -> Result<bool, MachineError> {
+    /// Why the guest has stopped, if it did by now.
+    pub(super) fn stopped(&mut self, wait: Duration) -> Result<Option<Reply>, MachineError> {
         let deadline = Instant::now() + wait;
         while let Some(packet) = self.receive(deadline)? {
             match packet.first() {
-                // SIGTRAP is a breakpoint; others tell of the monitor's own `stop`.
-                Some(b'T' | b'S') if packet.get(1..3) == Some(b"05") => return Ok(true),
+                Some(b'T' | b'S') => return Ok(Some(Reply::of(&packet))),
                 Some(b'W' | b'X') => {
                     return Err(MachineError::Gone("the guest has ended".to_owned()));
                 }
                 _ => {}
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn ask(&mut self, text: &str) -> Result<Vec<u8>, MachineError> {
@@ -165,6 +198,15 @@ fn refused(what: &str, why: &str) -> MachineError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stop_replies_say_why() {
+        assert_eq!(Reply::of(b"T05thread:01;"), Reply::Trap { written: None });
+        let watch = b"T05thread:01;watch:ffff888003a1c2f8;";
+        let written = Some(0xffff_8880_03a1_c2f8);
+        assert_eq!(Reply::of(watch), Reply::Trap { written });
+        assert_eq!(Reply::of(b"T02thread:01;"), Reply::Paused);
+    }
 
     #[test]
     fn packets_come_in_pieces() {

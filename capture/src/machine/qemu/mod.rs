@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use self::gdb::Gdb;
 use self::qmp::Qmp;
-use super::{Event, Frozen, GuestMemory, Machine, MachineError};
+use super::{Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 /// Name of the memory backend.
 const BACKEND: &str = "ram";
@@ -33,6 +33,8 @@ const BACKEND: &str = "ram";
 const START: Duration = Duration::from_secs(30);
 /// Time for a command that does next to nothing.
 const SHORT: Duration = Duration::from_secs(10);
+/// Time in which the debug stub tells that the guest was paused.
+const PAUSED: Duration = Duration::from_millis(200);
 /// How often an event is looked for while waiting.
 const TICK: Duration = Duration::from_millis(20);
 /// Messages of QEMU that are shown when it ends, bytes.
@@ -75,10 +77,12 @@ pub(crate) struct Qemu {
     pending: Vec<u8>,
     qmp: Qmp,
     gdb: Gdb,
-    /// The breakpoint that is set.
-    watched: Option<u64>,
-    /// Whether the guest stands because of that.
-    at_breakpoint: bool,
+    /// What stops the guest.
+    stops: Vec<Stop>,
+    /// Whether the guest stands still because of us.
+    stands: bool,
+    /// A stop that came while the guest was being paused for something else.
+    stash: Option<Event>,
     memory: GuestMemory,
     vcpus: u32,
     detail: String,
@@ -112,8 +116,9 @@ impl Qemu {
         let mut child = spawn(&config.program, &arguments, errors)?;
 
         let deadline = Instant::now() + START;
-        let connected = Qmp::connect(&at("qmp"), deadline)
-            .and_then(|qmp| Ok((qmp, Gdb::connect(&at("gdb"), deadline)?)));
+        let mut alive = || matches!(child.try_wait(), Ok(None));
+        let connected = Qmp::connect(&at("qmp"), deadline, &mut alive)
+            .and_then(|qmp| Ok((qmp, Gdb::connect(&at("gdb"), deadline, &mut alive)?)));
         let (qmp, gdb) = match connected {
             Ok(both) => both,
             Err(error) => {
@@ -134,8 +139,9 @@ impl Qemu {
             pending: Vec::new(),
             qmp,
             gdb,
-            watched: None,
-            at_breakpoint: false,
+            stops: Vec::new(),
+            stands: true,
+            stash: None,
             memory: GuestMemory::new(memory, Vec::new()),
             vcpus: config.vcpus,
             detail: String::new(),
@@ -155,7 +161,7 @@ impl Qemu {
             }
         );
         qemu.map_memory()?;
-        qemu.gdb.go_on()?;
+        qemu.resume()?;
         Ok(qemu)
     }
 
@@ -225,16 +231,48 @@ impl Qemu {
         }
     }
 
-    /// A connection that breaks is the end of the guest when the process has ended.
+    /// A connection that breaks is the end of the guest when QEMU has ended as it should.
     fn gone(&mut self, error: MachineError) -> Result<Event, MachineError> {
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Ok(self.ended(&format!("QEMU ended ({status})")));
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(self.ended("QEMU ended")),
+                Ok(Some(status)) => {
+                    self.ended = true;
+                    let said = last_words(&self.said);
+                    return Err(MachineError::Gone(format!("QEMU ended ({status}){said}")));
+                }
+                _ => thread::sleep(TICK),
             }
-            thread::sleep(TICK);
         }
         Err(error)
+    }
+}
+
+impl Qemu {
+    /// Stops the guest, unless it stands.
+    fn pause(&mut self, deadline: Duration) -> Result<(), MachineError> {
+        if self.stands {
+            return Ok(());
+        }
+        self.qmp.ask("stop", json!({}), deadline)?;
+        self.stands = true;
+        // The stub tells of the pause, too; but a breakpoint that was met at the same time must
+        // not be lost.
+        if let Some(reply) = self.gdb.stopped(PAUSED)? {
+            self.stash = self.event_of(reply)?;
+        }
+        Ok(())
+    }
+
+    fn event_of(&mut self, reply: gdb::Reply) -> Result<Option<Event>, MachineError> {
+        let gdb::Reply::Trap { written } = reply else {
+            return Ok(None);
+        };
+        self.stands = true;
+        let (rip, rsp) = self.gdb.place()?;
+        let at = written.map_or(Stop::Execute(rip), Stop::Write);
+        Ok(Some(Event::Stopped { at, rsp }))
     }
 }
 
@@ -243,9 +281,12 @@ impl Machine for Qemu {
         ("qemu", self.detail.clone())
     }
 
-    fn memory(&mut self) -> Result<&GuestMemory, MachineError> {
-        self.map_memory()?;
-        Ok(&self.memory)
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn refresh(&mut self) -> Result<(), MachineError> {
+        self.map_memory()
     }
 
     fn vcpus(&self) -> u32 {
@@ -253,6 +294,9 @@ impl Machine for Qemu {
     }
 
     fn wait(&mut self, wait: Duration) -> Result<Option<Event>, MachineError> {
+        if let Some(event) = self.stash.take() {
+            return Ok(Some(event));
+        }
         let deadline = Instant::now() + wait;
         loop {
             if let Some(event) = self.event()? {
@@ -260,15 +304,15 @@ impl Machine for Qemu {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.gdb.stopped(left.min(TICK)) {
-                Ok(true) => {
-                    self.at_breakpoint = true;
-                    let (rip, rsp) = self.gdb.place()?;
-                    return Ok(Some(Event::Breakpoint { rip, rsp }));
+                Ok(Some(reply)) => {
+                    if let Some(event) = self.event_of(reply)? {
+                        return Ok(Some(event));
+                    }
                 }
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(error) => {
                     // The monitor may know how it ended.
-                    if let Some(event) = self.event()? {
+                    if let Ok(Some(event)) = self.event() {
                         return Ok(Some(event));
                     }
                     return self.gone(error).map(Some);
@@ -280,45 +324,54 @@ impl Machine for Qemu {
         }
     }
 
-    fn break_at(&mut self, kva: Option<u64>) -> Result<bool, MachineError> {
-        if self.watched == kva {
-            return Ok(true);
+    fn stop_at(&mut self, stops: &[Stop]) -> Result<Vec<Stop>, MachineError> {
+        if self.stops == stops {
+            return Ok(self.stops.clone());
         }
         // The stub takes breakpoints of a guest that stands.
-        let running = !self.at_breakpoint && !self.ended;
-        if running {
-            self.qmp.ask("stop", json!({}), SHORT)?;
+        let ran = !self.stands;
+        self.pause(SHORT)?;
+        for old in std::mem::take(&mut self.stops) {
+            self.gdb.set(old, false)?;
         }
-        if let Some(old) = self.watched.take() {
-            self.gdb.breakpoint(old, false)?;
+        for &new in stops {
+            if self.gdb.set(new, true)? {
+                self.stops.push(new);
+            }
         }
-        if let Some(new) = kva {
-            self.gdb.breakpoint(new, true)?;
-            self.watched = kva;
+        if ran {
+            self.resume()?;
         }
-        if running {
-            self.gdb.go_on()?;
-        }
-        Ok(true)
+        Ok(self.stops.clone())
     }
 
-    fn freeze(&mut self, deadline: Duration) -> Result<Frozen, MachineError> {
-        if !self.at_breakpoint {
-            self.qmp.ask("stop", json!({}), deadline)?;
+    fn freeze(&mut self, deadline: Duration) -> Frozen {
+        let mut frozen = Frozen::default();
+        if let Err(error) = self.pause(deadline) {
+            frozen.faults.push(error.to_string());
+            return frozen;
         }
-        self.map_memory()?;
-        Ok(Frozen {
-            registers: self.registers()?,
-            not_parked: Vec::new(),
-        })
+        let refreshed = self.map_memory();
+        match refreshed.and_then(|()| self.registers()) {
+            Ok(registers) => {
+                frozen.registers = registers;
+                frozen.parked = (0..self.vcpus).collect();
+            }
+            Err(error) => frozen.faults.push(error.to_string()),
+        }
+        frozen
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.at_breakpoint = false;
-        self.gdb.go_on()
+        if self.stash.is_some() {
+            return Ok(());
+        }
+        self.gdb.go_on()?;
+        self.stands = false;
+        Ok(())
     }
 
-    fn stop(&mut self) {
+    fn leave(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.ended = true;
@@ -342,7 +395,7 @@ impl Machine for Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        self.stop();
+        self.leave();
     }
 }
 
@@ -444,11 +497,17 @@ fn last_words(path: &Path) -> String {
     }
 }
 
-/// Connects to a socket of a program that is starting.
-fn connect(path: &Path, deadline: Instant) -> Result<UnixStream, MachineError> {
+/// Connects to a socket of a program that is starting, while that is `alive`.
+fn connect(
+    path: &Path,
+    deadline: Instant,
+    alive: &mut dyn FnMut() -> bool,
+) -> Result<UnixStream, MachineError> {
     loop {
+        let lives = alive();
         match UnixStream::connect(path) {
             Ok(stream) => return Ok(stream),
+            Err(_) if !lives => return Err(MachineError::Start("it ended at once".into())),
             Err(e) if Instant::now() >= deadline => {
                 return Err(MachineError::Start(format!(
                     "nobody answers on {}: {e}",

@@ -26,8 +26,12 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// Connects and leaves the negotiation phase.
-    pub(super) fn connect(path: &Path, deadline: Instant) -> Result<Self, MachineError> {
-        let stream = connect(path, deadline)?;
+    pub(super) fn connect(
+        path: &Path,
+        deadline: Instant,
+        alive: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, MachineError> {
+        let stream = connect(path, deadline, alive)?;
         let mut qmp = Self {
             stream,
             buffer: Vec::new(),

@@ -1,0 +1,740 @@
+//! The coordinator: from a guest that runs to what is to be written of it. It knows a [`Machine`]
+//! and [`Eyes`], no backend and no kernel.
+//!
+//! ```text
+//!             kernel found            exit kind set         dump written
+//!   booting ───────────────▶ watching ─────────────▶ failing ─────────────▶ late image
+//!      │                      │  ▲  │                  └── nothing follows ──▶ late image
+//!      │     half the timeout ▼  │  └── panic, console, signal, time ───────▶ late image
+//!      │                   early image
+//!      └── guest ended, time over, told to end, machine lost ──▶ over (an early image is kept)
+//! ```
+//!
+//! The moment of a failure is the return of the kernel's `scx_dump_state()`: the failure is noted,
+//! the kernel's own dump is in memory, and no queue has been touched. A breakpoint leads there;
+//! without one the exit kind is watched or polled. Which of them it was is recorded.
+//!
+//! Every way ends in one [`Outcome`]; whatever was taken is in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use scx_postmortem_format::capture::{Extent, MemorySource, Timings};
+
+use crate::machine::{Copied, Event, Frozen, GuestMemory, Machine, MachineError, Room, Stop};
+use crate::watch::{Eyes, Found, Scheduler};
+
+/// Bytes of the console that a capture keeps.
+const CONSOLE_TAIL: usize = 64 << 10;
+/// How often memory is looked at while the guest runs.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the kernel is looked for while the guest boots.
+const SEARCH: Duration = Duration::from_millis(500);
+/// Time in which all vCPUs have to stop (the contract's section 6.14).
+const FREEZE: Duration = Duration::from_secs(30);
+/// Time that the kernel gets to write its own dump, on a host that emulates it slowly.
+const DUMP: Duration = Duration::from_secs(20);
+/// Time from an exit kind to the dump that should follow at once.
+const GRACE: Duration = Duration::from_secs(3);
+/// What the kernel writes when it is at its end.
+const PANIC: &[u8] = b"Kernel panic - not syncing";
+
+/// At which moment of a failure the image is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum Moment {
+    /// When the kernel has written its own dump, or as near to it as the machine can.
+    #[default]
+    Dump,
+    /// At the store of the exit kind, by a watchpoint: before the kernel knows the reason.
+    Store,
+    /// When the exit kind is seen in memory, without stopping the guest for it.
+    Poll,
+}
+
+/// Which moments are worth a capture.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Triggers {
+    pub(crate) moment: Moment,
+    /// Take an early image at half of the watchdog's limit.
+    pub(crate) early: bool,
+    /// Any of these on the console.
+    pub(crate) console: Vec<String>,
+    /// So long after the start.
+    pub(crate) after: Option<Duration>,
+    /// Set by a signal: take a capture now.
+    pub(crate) now: Arc<AtomicBool>,
+    /// Set by a signal: end.
+    pub(crate) end: Arc<AtomicBool>,
+    /// So long after the start the guest is left without a capture.
+    pub(crate) timeout: Option<Duration>,
+    /// The guest goes on after the late image, so that this is a copy.
+    pub(crate) goes_on: bool,
+}
+
+/// Why an image was taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Fired {
+    /// Stable name: `scx_exit`, `runnable_age`, `panic`, `console`, `signal`, `time`, `lost`.
+    pub(crate) kind: &'static str,
+    /// For people.
+    pub(crate) detail: String,
+    /// What saw it: `breakpoint`, `watchpoint`, `poll`.
+    pub(crate) by: Option<&'static str>,
+    /// The exit kind, and how long it had been set; exact when a watchpoint saw the store.
+    pub(crate) exit_kind: Option<i64>,
+    pub(crate) exit_age: Option<Duration>,
+    /// A watchpoint saw the store.
+    pub(crate) watchpoint_hit: bool,
+}
+
+impl Fired {
+    fn new(kind: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether something failed, or a capture was only asked for.
+    pub(crate) fn is_failure(&self) -> bool {
+        !matches!(self.kind, "signal" | "time")
+    }
+}
+
+/// A guest's memory at one moment.
+pub(crate) enum Memory {
+    /// The guest's own; the guest stands still or has ended.
+    Own(GuestMemory),
+    /// A copy; the guest went on.
+    Copy(Box<Copied>),
+}
+
+impl Memory {
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        match self {
+            Self::Own(memory) => memory.extents(),
+            Self::Copy(memory) => memory.extents(),
+        }
+    }
+
+    pub(crate) fn source(&self) -> &dyn MemorySource {
+        match self {
+            Self::Own(memory) => memory,
+            Self::Copy(memory) => memory.as_ref(),
+        }
+    }
+}
+
+/// One image of a guest.
+pub(crate) struct Snapshot {
+    pub(crate) fired: Fired,
+    pub(crate) frozen: Frozen,
+    pub(crate) memory: Memory,
+    pub(crate) timings: Timings,
+    pub(crate) taken: Instant,
+    /// How long it took to stop the vCPUs, or to give up.
+    pub(crate) freeze: Duration,
+    /// Bytes that were copied while the guest stood still.
+    pub(crate) copied: Option<u64>,
+}
+
+impl Snapshot {
+    pub(crate) fn is_degraded(&self) -> bool {
+        !self.frozen.faults.is_empty()
+    }
+}
+
+/// What became of the early image.
+#[derive(Default)]
+pub(crate) enum Early {
+    /// Nobody asked for it.
+    #[default]
+    NotWanted,
+    /// The age never came to half the limit.
+    Waiting {
+        /// The highest that was seen, jiffies.
+        peak: u64,
+        /// The last threshold that was seen, jiffies.
+        threshold: u64,
+    },
+    /// It was taken.
+    Taken {
+        snapshot: Box<Snapshot>,
+        /// The age that made it due, jiffies.
+        age: u64,
+        threshold: u64,
+    },
+    /// Its memory could not be kept.
+    Failed(String),
+}
+
+/// How a run came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// There is a late image; why is in it.
+    Late,
+    /// The guest ended, and nothing had failed.
+    Ended {
+        /// What its machine said.
+        how: String,
+        /// The last thing that init said.
+        said: Option<String>,
+    },
+    /// The time was over.
+    TimeOver,
+    /// We were asked to end.
+    Interrupted,
+    /// The machine went away before there was a kernel to keep.
+    Lost(String),
+}
+
+/// All that a run has left.
+pub(crate) struct Outcome {
+    pub(crate) end: End,
+    pub(crate) early: Early,
+    pub(crate) late: Option<Snapshot>,
+}
+
+/// Where the coordinator is once the kernel was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has failed.
+    Watching,
+    /// The exit kind is set; the kernel's dump should follow.
+    Failing {
+        since: Instant,
+        scheduler: Scheduler,
+        by: &'static str,
+    },
+    /// In `scx_dump_state`; waiting for its return. It is also called for SysRq-D, with nothing
+    /// wrong, and then there is no scheduler.
+    Dumping {
+        since: Instant,
+        scheduler: Option<Scheduler>,
+        back: u64,
+    },
+}
+
+/// What the coordinator knows of the run.
+pub(crate) struct Coordinator<'a> {
+    triggers: Triggers,
+    eyes: &'a mut dyn Eyes,
+    started: Instant,
+    found: Option<Found>,
+    searched: Option<Instant>,
+    why_not: String,
+    console: Vec<u8>,
+    /// How much of `console` was searched.
+    seen: usize,
+    said: Option<String>,
+    attached: Option<Scheduler>,
+    phase: Phase,
+    /// When a watchpoint saw the store of an exit kind.
+    stored: Option<Instant>,
+    /// What the machine stops for.
+    stops: Vec<Stop>,
+    early: Early,
+    /// A scheduler has gone with an exit kind that is no failure.
+    pub(crate) suppressed: bool,
+    /// Progress for whoever watches.
+    tell: Box<dyn Fn(&str) + 'a>,
+    /// Where the console's output goes besides.
+    echo: Option<Box<dyn Fn(&[u8]) + 'a>>,
+}
+
+impl<'a> Coordinator<'a> {
+    pub(crate) fn new(
+        triggers: Triggers,
+        eyes: &'a mut dyn Eyes,
+        tell: Box<dyn Fn(&str) + 'a>,
+        echo: Option<Box<dyn Fn(&[u8]) + 'a>>,
+    ) -> Self {
+        let early = if triggers.early {
+            Early::Waiting {
+                peak: 0,
+                threshold: 0,
+            }
+        } else {
+            Early::NotWanted
+        };
+        Self {
+            triggers,
+            eyes,
+            started: Instant::now(),
+            found: None,
+            searched: None,
+            why_not: "the guest wrote nothing to its console".into(),
+            console: Vec::new(),
+            seen: 0,
+            said: None,
+            attached: None,
+            phase: Phase::Watching,
+            stored: None,
+            stops: Vec::new(),
+            early,
+            suppressed: false,
+            tell,
+            echo,
+        }
+    }
+
+    /// The end of the console's output.
+    pub(crate) fn console_tail(&self) -> &[u8] {
+        let from = self.console.len().saturating_sub(CONSOLE_TAIL);
+        self.console.get(from..).unwrap_or_default()
+    }
+
+    /// The guest's kernel, or why it was not found.
+    pub(crate) fn found(&self) -> Result<&Found, &str> {
+        self.found.as_ref().ok_or(&self.why_not)
+    }
+
+    /// Follows a guest until there is a late image or it is over.
+    pub(crate) fn follow(&mut self, machine: &mut dyn Machine) -> Outcome {
+        let (end, late) = match self.until_the_end(machine) {
+            Ok((end, late)) => (end, late),
+            Err(error) => self.lost(machine, &error),
+        };
+        Outcome {
+            end,
+            early: std::mem::take(&mut self.early),
+            late,
+        }
+    }
+
+    fn until_the_end(
+        &mut self,
+        machine: &mut dyn Machine,
+    ) -> Result<(End, Option<Snapshot>), MachineError> {
+        loop {
+            match machine.wait(TICK)? {
+                Some(Event::Ended { how }) => {
+                    self.listen(machine);
+                    let said = self.said.clone();
+                    return Ok((End::Ended { how, said }, None));
+                }
+                Some(Event::Stopped { at, rsp }) => {
+                    if let Some(fired) = self.arrived(machine, at, rsp)? {
+                        return self.late(machine, fired);
+                    }
+                    continue;
+                }
+                None => {}
+            }
+            if self.triggers.end.load(Ordering::Relaxed) {
+                return Ok((End::Interrupted, None));
+            }
+            if let Some(fired) = self.listen(machine).or_else(|| self.clock()) {
+                return self.late(machine, fired);
+            }
+            if let Some(fired) = self.look(machine)? {
+                return self.late(machine, fired);
+            }
+            let over = |limit: Duration| self.started.elapsed() >= limit;
+            if self.triggers.timeout.is_some_and(over) {
+                return Ok((End::TimeOver, None));
+            }
+        }
+    }
+
+    fn clock(&self) -> Option<Fired> {
+        if self.triggers.now.swap(false, Ordering::Relaxed) {
+            return Some(Fired::new("signal", "SIGUSR1 to capture"));
+        }
+        let after = self.triggers.after?;
+        let text = format!("{} s after the start", after.as_secs());
+        (self.started.elapsed() >= after).then(|| Fired::new("time", text))
+    }
+
+    /// Takes what the guest has said.
+    fn listen(&mut self, machine: &mut dyn Machine) -> Option<Fired> {
+        for line in machine.messages() {
+            if let Some(message) = line.strip_prefix('@') {
+                (self.tell)(message);
+                self.said = Some(message.to_owned());
+            }
+        }
+        let new = machine.console();
+        if let Some(echo) = &self.echo {
+            echo(&new);
+        }
+        self.console.extend(new);
+        let fired = self.search_console();
+        // Twice the tail, so that what is kept is not moved for every byte.
+        let excess = self.console.len().saturating_sub(CONSOLE_TAIL);
+        if excess > CONSOLE_TAIL {
+            self.console.drain(..excess);
+            self.seen = self.seen.saturating_sub(excess);
+        }
+        fired
+    }
+
+    fn search_console(&mut self) -> Option<Fired> {
+        let patterns = self.triggers.console.iter().map(String::as_bytes);
+        let longest = patterns.map(<[u8]>::len).max().unwrap_or(0);
+        // A pattern may come in two pieces; one that was seen whole ended the run.
+        let from = self.seen.saturating_sub(longest.max(PANIC.len()));
+        self.seen = self.console.len();
+        let new = self.console.get(from..)?;
+        let line_at = |at: usize| {
+            let rest = new.get(at..).unwrap_or_default();
+            let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
+            let line = rest.get(..end).unwrap_or_default();
+            String::from_utf8_lossy(line).trim().to_owned()
+        };
+        if let Some(at) = memchr::memmem::find(new, PANIC) {
+            return Some(Fired::new("panic", line_at(at)));
+        }
+        self.triggers.console.iter().find_map(|pattern| {
+            let at = memchr::memmem::find(new, pattern.as_bytes())?;
+            Some(Fired::new("console", line_at(at)))
+        })
+    }
+
+    /// Looks at the running guest's memory.
+    fn look(&mut self, machine: &mut dyn Machine) -> Result<Option<Fired>, MachineError> {
+        if self.found.is_none() {
+            self.search_kernel(machine)?;
+            return Ok(None);
+        }
+        if let Some(fired) = self.overdue() {
+            return Ok(Some(fired));
+        }
+        // Torn: the next look is 50 ms away.
+        let Some(seen) = self.eyes.look() else {
+            return Ok(None);
+        };
+        let place = |s: &Option<Scheduler>| s.as_ref().map(|s| s.at);
+        if place(&seen.scheduler) != place(&self.attached) {
+            if let Some(scheduler) = &seen.scheduler {
+                (self.tell)(&format!("scheduler {}", scheduler.name));
+            }
+            self.attached.clone_from(&seen.scheduler);
+            if self.phase == Phase::Watching {
+                self.set_stops(machine)?;
+            }
+        }
+        if let (Some(age), Some(half)) = (seen.oldest_age, seen.half_timeout) {
+            self.aged(machine, age, half)?;
+        }
+        let Some(scheduler) = seen.scheduler else {
+            return Ok(None);
+        };
+        if !scheduler.failed {
+            self.suppressed |= scheduler.exit_kind != 0;
+            return Ok(None);
+        }
+        if self.phase != Phase::Watching {
+            return Ok(None);
+        }
+        let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
+        let failing = Phase::Failing {
+            since: Instant::now(),
+            scheduler,
+            by: "poll",
+        };
+        self.phase = failing;
+        if breaks {
+            return Ok(None);
+        }
+        let Phase::Failing { scheduler, by, .. } = &self.phase else {
+            return Ok(None);
+        };
+        Ok(Some(self.failed(scheduler, by, "exit kind seen in memory")))
+    }
+
+    /// What should have happened and did not.
+    fn overdue(&self) -> Option<Fired> {
+        match &self.phase {
+            Phase::Failing {
+                since,
+                scheduler,
+                by,
+            } if since.elapsed() > GRACE => Some(self.failed(
+                scheduler,
+                by,
+                "exit kind set, and the kernel's dump did not follow",
+            )),
+            Phase::Dumping {
+                since,
+                scheduler: Some(scheduler),
+                ..
+            } if since.elapsed() > DUMP => Some(self.failed(
+                scheduler,
+                "breakpoint",
+                "scx_dump_state did not return",
+            )),
+            _ => None,
+        }
+    }
+
+    fn failed(&self, scheduler: &Scheduler, by: &'static str, where_: &str) -> Fired {
+        Fired {
+            by: Some(by),
+            exit_kind: Some(scheduler.exit_kind),
+            exit_age: self.stored.map(|at| at.elapsed()),
+            watchpoint_hit: self.stored.is_some(),
+            ..Fired::new("scx_exit", format!("{} ({where_})", scheduler.words()))
+        }
+    }
+
+    /// Takes the early image when it is due.
+    fn aged(
+        &mut self,
+        machine: &mut dyn Machine,
+        age: u64,
+        half: u64,
+    ) -> Result<(), MachineError> {
+        let Early::Waiting { peak, threshold } = &mut self.early else {
+            return Ok(());
+        };
+        *peak = age.max(*peak);
+        *threshold = half;
+        if age < half || half == 0 || self.phase != Phase::Watching {
+            return Ok(());
+        }
+        (self.tell)(&format!("runnable for {age} jiffies: early image"));
+        let fired = Fired::new(
+            "runnable_age",
+            format!("a task was runnable for {age} jiffies, half of the watchdog's limit is {half}"),
+        );
+        self.early = match copy(machine, fired, self.started) {
+            Ok(snapshot) => Early::Taken {
+                snapshot: Box::new(snapshot),
+                age,
+                threshold: half,
+            },
+            Err(why) => Early::Failed(why),
+        };
+        machine.resume()
+    }
+
+    fn search_kernel(&mut self, machine: &mut dyn Machine) -> Result<(), MachineError> {
+        let soon = |at: Instant| at.elapsed() < SEARCH;
+        if self.searched.is_some_and(soon) {
+            return Ok(());
+        }
+        machine.refresh()?;
+        match self.eyes.find(machine.memory()) {
+            Ok(found) => {
+                (self.tell)(&format!("kernel {}", found.release));
+                if !found.has_sched_ext {
+                    (self.tell)(
+                        "this kernel has no sched_ext: only panics and the console are watched",
+                    );
+                }
+                self.found = Some(found);
+                self.set_stops(machine)?;
+            }
+            Err(why) => self.why_not = why,
+        }
+        self.searched = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Sets what is to stop the guest while nothing has failed.
+    fn set_stops(&mut self, machine: &mut dyn Machine) -> Result<(), MachineError> {
+        let entry = self.found.as_ref().and_then(|found| found.dump_entry);
+        let entry = entry.map(Stop::Execute);
+        let kind = self.attached.as_ref().map(|s| Stop::Write(s.exit_kind_at));
+        let wanted: Vec<Stop> = match self.triggers.moment {
+            Moment::Dump | Moment::Store => kind.into_iter().chain(entry).collect(),
+            Moment::Poll => Vec::new(),
+        };
+        self.stops = machine.stop_at(&wanted)?;
+        Ok(())
+    }
+
+    /// A vCPU stands where we wanted it.
+    fn arrived(
+        &mut self,
+        machine: &mut dyn Machine,
+        at: Stop,
+        rsp: u64,
+    ) -> Result<Option<Fired>, MachineError> {
+        let entry = self.found.as_ref().and_then(|found| found.dump_entry);
+        let fired = match (at, &self.phase) {
+            (Stop::Write(_), _) => match self.written() {
+                Some(scheduler) if self.triggers.moment == Moment::Dump && entry.is_some() => {
+                    self.phase = Phase::Failing {
+                        since: Instant::now(),
+                        scheduler,
+                        by: "watchpoint",
+                    };
+                    self.stops = machine.stop_at(&entry.map(Stop::Execute).into_iter().collect::<Vec<_>>())?;
+                    machine.resume()?;
+                    return Ok(None);
+                }
+                scheduler => scheduler.map(|s| self.failed(&s, "watchpoint", "exit kind written")),
+            },
+            (Stop::Execute(at), Phase::Dumping { scheduler, back, .. }) if at == *back => {
+                let done = scheduler.as_ref();
+                done.map(|s| self.failed(s, "breakpoint", "scx_dump_state has returned"))
+            }
+            (Stop::Execute(at), _) if entry == Some(at) => {
+                return self.dumping(machine, rsp);
+            }
+            // Set before, and no longer of interest.
+            (Stop::Execute(_), _) => None,
+        };
+        if fired.is_some() {
+            return Ok(fired);
+        }
+        self.phase = Phase::Watching;
+        self.set_stops(machine)?;
+        machine.resume()?;
+        Ok(None)
+    }
+
+    /// A vCPU has written to the exit kind.
+    fn written(&mut self) -> Option<Scheduler> {
+        let scheduler = self.eyes.failure()?;
+        self.stored = Some(Instant::now());
+        Some(scheduler)
+    }
+
+    /// A vCPU is about to write the kernel's dump.
+    fn dumping(
+        &mut self,
+        machine: &mut dyn Machine,
+        rsp: u64,
+    ) -> Result<Option<Fired>, MachineError> {
+        let scheduler = self.eyes.failure();
+        let Some(back) = self.eyes.return_address(rsp) else {
+            if let Some(scheduler) = &scheduler {
+                let what = "at the entry of scx_dump_state; its return address is unreadable";
+                return Ok(Some(self.failed(scheduler, "breakpoint", what)));
+            }
+            self.set_stops(machine)?;
+            machine.resume()?;
+            return Ok(None);
+        };
+        self.stops = machine.stop_at(&[Stop::Execute(back)])?;
+        self.phase = Phase::Dumping {
+            since: Instant::now(),
+            scheduler,
+            back,
+        };
+        machine.resume()?;
+        Ok(None)
+    }
+
+    /// Takes the late image.
+    fn late(
+        &mut self,
+        machine: &mut dyn Machine,
+        fired: Fired,
+    ) -> Result<(End, Option<Snapshot>), MachineError> {
+        let snapshot = if self.triggers.goes_on {
+            let snapshot = copy(machine, fired, self.started);
+            // Whatever came of the copy, the guest goes on as it was promised.
+            machine.stop_at(&[])?;
+            machine.resume()?;
+            snapshot.map_err(|why| MachineError::Refused {
+                what: "copying the guest's memory".into(),
+                why,
+            })?
+        } else {
+            hold(machine, fired, self.started)?
+        };
+        self.listen(machine);
+        Ok((End::Late, Some(snapshot)))
+    }
+
+    /// The machine does not do what it should, or is gone. Its memory is still there.
+    fn lost(&mut self, machine: &mut dyn Machine, error: &MachineError) -> (End, Option<Snapshot>) {
+        self.listen(machine);
+        let why = error.to_string();
+        if self.found.is_none() {
+            return (End::Lost(why), None);
+        }
+        let Ok(memory) = machine.memory().share() else {
+            return (End::Lost(why), None);
+        };
+        let scheduler = self.eyes.failure();
+        let snapshot = Snapshot {
+            fired: Fired {
+                exit_kind: scheduler.map(|s| s.exit_kind),
+                watchpoint_hit: self.stored.is_some(),
+                ..Fired::new("lost", why.clone())
+            },
+            frozen: Frozen {
+                faults: vec![why],
+                ..Frozen::default()
+            },
+            memory: Memory::Own(memory),
+            timings: timings(self.started),
+            taken: Instant::now(),
+            freeze: Duration::ZERO,
+            copied: None,
+        };
+        (End::Late, Some(snapshot))
+    }
+}
+
+fn nanos(duration: Duration) -> Option<u64> {
+    u64::try_from(duration.as_nanos()).ok()
+}
+
+fn timings(started: Instant) -> Timings {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Timings {
+        taken_unix_ns: now.ok().and_then(nanos),
+        guest_uptime_ns: nanos(started.elapsed()),
+        ..Timings::default()
+    }
+}
+
+/// Stops a guest for good. Its memory is not copied: it does not change any more.
+fn hold(
+    machine: &mut dyn Machine,
+    fired: Fired,
+    started: Instant,
+) -> Result<Snapshot, MachineError> {
+    let start = Instant::now();
+    let frozen = machine.freeze(FREEZE);
+    let freeze = start.elapsed();
+    let memory = machine.memory().share();
+    let memory = memory.map_err(|e| MachineError::Refused {
+        what: "keeping the guest's memory".into(),
+        why: e.to_string(),
+    })?;
+    Ok(Snapshot {
+        fired,
+        frozen,
+        memory: Memory::Own(memory),
+        timings: timings(started),
+        taken: start,
+        freeze,
+        copied: None,
+    })
+}
+
+/// Stops a guest and copies its memory. The caller resumes it, whatever comes of this.
+fn copy(
+    machine: &mut dyn Machine,
+    fired: Fired,
+    started: Instant,
+) -> Result<Snapshot, String> {
+    let room = Room::make(machine.memory());
+    let start = Instant::now();
+    let mut timings = timings(started);
+    let frozen = machine.freeze(FREEZE);
+    let freeze = start.elapsed();
+    let copied = room.and_then(|room| Copied::fill(machine.memory(), room));
+    let copied = copied.map_err(|e| format!("the guest's memory cannot be copied: {e}"))?;
+    timings.pause_ns = nanos(start.elapsed());
+    timings.copy_ns = nanos(copied.took);
+    Ok(Snapshot {
+        fired,
+        frozen,
+        copied: Some(copied.bytes()),
+        memory: Memory::Copy(Box::new(copied)),
+        timings,
+        taken: start,
+        freeze,
+    })
+}
+

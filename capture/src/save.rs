@@ -1,0 +1,319 @@
+//! What a run has left, as files.
+//!
+//! | early image | late image | files |
+//! |---|---|---|
+//! | none | sound or degraded | the late one, under the output's name |
+//! | sound | sound | one dual capture, under the output's name |
+//! | sound | degraded | the early one, tagged `early-pre-late-degraded`; the late one under the output's name |
+//! | degraded | any | the early one, tagged `early-degraded`; the late one under the output's name |
+//! | any | none | the early one, tagged `early-only-late-never-fired` or `…-suppressed` |
+//!
+//! Tags are those of the report format's section 1.4.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use scx_postmortem_format::capture::{
+    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Existing, Manifest, MissingItem, Note,
+    SourceInfo, Summary, ToolInfo, Trigger, WriteOptions, WriteProgress, note_types, write_capture,
+};
+use scx_postmortem_format::report::{
+    SNAPSHOT_TAG_EARLY_DEGRADED, SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED,
+    SNAPSHOT_TAG_EARLY_ONLY_LATE_SUPPRESSED, SNAPSHOT_TAG_EARLY_PRE_LATE_DEGRADED, reasons,
+    tagged_snapshot_path,
+};
+
+use crate::coordinator::{Early, Outcome, Snapshot};
+use crate::watch::Found;
+
+/// What is the same for all images of a guest.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Guest {
+    /// The backend and its details.
+    pub(crate) machine: (&'static str, String),
+    pub(crate) tool: &'static str,
+    pub(crate) vcpus: u32,
+    /// The kernel, or why it was not found.
+    pub(crate) kernel: Option<Found>,
+    pub(crate) why_not: String,
+    /// The end of the console's output.
+    pub(crate) console: Vec<u8>,
+    /// Further notes.
+    pub(crate) notes: Vec<Note>,
+    /// A scheduler went with an exit kind that is no failure.
+    pub(crate) suppressed: bool,
+}
+
+/// Where to and how.
+pub(crate) struct Target<'a> {
+    pub(crate) output: &'a Path,
+    pub(crate) existing: Existing,
+    pub(crate) level: i32,
+    pub(crate) show: &'a (dyn Fn(WriteProgress) -> ControlFlow<()> + Sync),
+}
+
+/// A file that was written.
+#[derive(Debug, Clone)]
+pub(crate) struct Saved {
+    pub(crate) path: PathBuf,
+    pub(crate) summary: Summary,
+    /// It holds an image that is less than it should be.
+    pub(crate) degraded: bool,
+}
+
+/// What could not be written, and what there is instead.
+#[derive(Debug, Clone)]
+pub(crate) struct NotSaved {
+    pub(crate) sentence: String,
+}
+
+/// Writes all that a run has left. What can be written is, whatever fails beside it.
+pub(crate) fn save(
+    guest: &Guest,
+    outcome: Outcome,
+    target: &Target<'_>,
+) -> (Vec<Saved>, Vec<NotSaved>) {
+    let (mut saved, mut failed) = (Vec::new(), Vec::new());
+    let mut keep = |result: Result<Saved, NotSaved>| match result {
+        Ok(file) => saved.push(file),
+        Err(why) => failed.push(why),
+    };
+    let skipped = skipped(&outcome.early, guest);
+    let early = match outcome.early {
+        Early::Taken {
+            snapshot,
+            age,
+            threshold,
+        } => Some((snapshot, age, threshold)),
+        _ => None,
+    };
+    match (early, outcome.late) {
+        (None, Some(late)) => keep(single(guest, &late, target.output, target, skipped)),
+        (Some((early, age, threshold)), Some(late))
+            if !early.is_degraded() && !late.is_degraded() =>
+        {
+            keep(dual(guest, &early, (age, threshold), &late, target));
+        }
+        (Some((early, ..)), Some(late)) => {
+            let tag = if early.is_degraded() {
+                SNAPSHOT_TAG_EARLY_DEGRADED
+            } else {
+                SNAPSHOT_TAG_EARLY_PRE_LATE_DEGRADED
+            };
+            keep(single(guest, &late, target.output, target, skipped));
+            keep(single(guest, &early, &tagged(target.output, tag), target, None));
+        }
+        (Some((early, ..)), None) => {
+            let tag = if guest.suppressed {
+                SNAPSHOT_TAG_EARLY_ONLY_LATE_SUPPRESSED
+            } else {
+                SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED
+            };
+            keep(single(guest, &early, &tagged(target.output, tag), target, None));
+        }
+        (None, None) => {}
+    }
+    (saved, failed)
+}
+
+/// Why there is no early image beside a late one, in the contract's words (section 3.5).
+fn skipped(early: &Early, guest: &Guest) -> Option<String> {
+    match early {
+        Early::NotWanted => None,
+        Early::Failed(why) => Some(reasons::early_degraded(why)),
+        Early::Taken { snapshot, .. } => {
+            let faults = snapshot.frozen.faults.join("; ");
+            snapshot
+                .is_degraded()
+                .then(|| reasons::early_degraded(&faults))
+        }
+        Early::Waiting { peak, threshold } => Some(match &guest.kernel {
+            None => reasons::early_prerequisites(&guest.why_not),
+            Some(kernel) => match &kernel.no_ages {
+                Some(why) => reasons::early_prerequisites(why),
+                None => reasons::early_never_crossed(*peak, *threshold),
+            },
+        }),
+    }
+}
+
+/// `foo.core.zst` with a tag is `foo.snapshot.TAG.core.zst`: our ending has two parts.
+fn tagged(output: &Path, tag: &str) -> PathBuf {
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    match name.strip_suffix(".core.zst") {
+        Some(stem) => output.with_file_name(format!("{stem}.snapshot.{tag}.core.zst")),
+        None => tagged_snapshot_path(output, tag),
+    }
+}
+
+fn trigger(snapshot: &Snapshot) -> Trigger {
+    let fired = &snapshot.fired;
+    let mut trigger = Trigger {
+        kind: fired.kind.into(),
+        detail: Some(fired.detail.clone()),
+        ..Trigger::default()
+    };
+    let mut put = |name: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            trigger.extra.insert(name.into(), value);
+        }
+    };
+    put("by", fired.by.map(Into::into));
+    put("exit_kind", fired.exit_kind.map(Into::into));
+    let nanos = |d: std::time::Duration| u64::try_from(d.as_nanos()).ok();
+    put(
+        "exit_kind_set_ns_before",
+        fired.exit_age.and_then(nanos).map(Into::into),
+    );
+    put("freeze_ns", nanos(snapshot.freeze).map(Into::into));
+    put("copied_bytes", snapshot.copied.map(Into::into));
+    if fired.kind == "scx_exit" {
+        put("watchpoint_hit", Some(fired.watchpoint_hit.into()));
+    }
+    trigger
+}
+
+fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
+    let (kind, detail) = &guest.machine;
+    let mut degraded = Vec::new();
+    if snapshot.is_degraded() {
+        let prefix = if snapshot.fired.kind == "lost" {
+            reasons::REASON_DEGRADED_KILL_DURING_RENDEZVOUS
+        } else {
+            reasons::REASON_DEGRADED_RENDEZVOUS_TIMEOUT
+        };
+        let total = usize::try_from(guest.vcpus).unwrap_or(usize::MAX);
+        let elapsed = u64::try_from(snapshot.freeze.as_millis()).unwrap_or(u64::MAX);
+        let parked = snapshot.frozen.parked.len();
+        degraded.push(reasons::degraded(prefix, elapsed, parked, total));
+        degraded.extend(snapshot.frozen.faults.iter().cloned());
+    }
+    let missing = guest.kernel.is_none().then(|| MissingItem {
+        what: "kernel".into(),
+        reason: guest.why_not.clone(),
+    });
+    Manifest {
+        version: 1,
+        tool: ToolInfo {
+            name: guest.tool.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
+        source: SourceInfo {
+            kind: (*kind).into(),
+            detail: Some(detail.clone()),
+            ..SourceInfo::default()
+        },
+        kernel_release: guest.kernel.as_ref().map(|kernel| kernel.release.clone()),
+        cpus: guest.vcpus,
+        trigger: Some(trigger(snapshot)),
+        timings: Some(snapshot.timings.clone()),
+        degraded,
+        missing: missing.into_iter().collect(),
+        ..Manifest::default()
+    }
+}
+
+fn notes(guest: &Guest, snapshot: &Snapshot) -> Vec<Note> {
+    let mut notes = snapshot.frozen.registers.clone();
+    let kernel = guest.kernel.as_ref();
+    notes.extend(kernel.map(|kernel| Note::vmcoreinfo(kernel.vmcoreinfo.clone())));
+    notes
+}
+
+fn spec<'a>(guest: &Guest, snapshot: &Snapshot) -> CaptureSpec<'a> {
+    let mut notes = notes(guest, snapshot);
+    notes.push(Note::scxpm(note_types::CONSOLE, guest.console.clone()));
+    notes.extend(guest.notes.iter().cloned());
+    CaptureSpec {
+        memory: snapshot.memory.extents(),
+        manifest: manifest(guest, snapshot),
+        notes,
+        ..CaptureSpec::default()
+    }
+}
+
+fn single(
+    guest: &Guest,
+    snapshot: &Snapshot,
+    path: &Path,
+    target: &Target<'_>,
+    early_skipped: Option<String>,
+) -> Result<Saved, NotSaved> {
+    let mut spec = spec(guest, snapshot);
+    if let Some(why) = early_skipped {
+        let extra = &mut spec.manifest.extra;
+        extra.insert("early_skipped_reason".into(), why.into());
+    }
+    write(&spec, snapshot, path, target)
+}
+
+fn dual(
+    guest: &Guest,
+    early: &Snapshot,
+    (age, threshold): (u64, u64),
+    late: &Snapshot,
+    target: &Target<'_>,
+) -> Result<Saved, NotSaved> {
+    let mut spec = spec(guest, late);
+    let before = late.taken.saturating_duration_since(early.taken);
+    let mut trigger = trigger(early);
+    let extra = &mut trigger.extra;
+    extra.insert("max_age_jiffies".into(), age.into());
+    extra.insert("threshold_jiffies".into(), threshold.into());
+    spec.manifest.early = Some(EarlyInfo {
+        trigger: Some(trigger.clone()),
+        timings: Some(early.timings.clone()),
+        before_late_ns: u64::try_from(before.as_nanos()).ok(),
+        ..EarlyInfo::default()
+    });
+    spec.early = Some(EarlySpec {
+        source: early.memory.source(),
+        manifest: Manifest {
+            trigger: Some(trigger),
+            ..manifest(guest, early)
+        },
+        notes: notes(guest, early),
+    });
+    write(&spec, late, target.output, target)
+}
+
+fn write(
+    spec: &CaptureSpec<'_>,
+    snapshot: &Snapshot,
+    path: &Path,
+    target: &Target<'_>,
+) -> Result<Saved, NotSaved> {
+    let failed = |cause: &dyn std::fmt::Display| NotSaved {
+        sentence: format!("{}: {cause}", path.display()),
+    };
+    let mut file = AtomicFile::create(path, target.existing).map_err(|e| failed(&e))?;
+    let options = WriteOptions {
+        level: target.level,
+        progress: Some(target.show),
+        ..WriteOptions::default()
+    };
+    match write_capture(file.file(), spec, snapshot.memory.source(), &options) {
+        Ok(summary) => {
+            file.commit().map_err(|e| failed(&e))?;
+            Ok(Saved {
+                path: path.to_owned(),
+                summary,
+                degraded: snapshot.is_degraded(),
+            })
+        }
+        Err(error) => Err(match file.keep_partial() {
+            Ok(partial) => failed(&format!(
+                "{error}; what there is of it, which `analyze` reads, is in {}",
+                partial.display()
+            )),
+            Err(kept) => failed(&format!("{error}; nothing was kept ({kept})")),
+        }),
+    }
+}
+
+/// Whether an output can be written to, before a guest is run for it.
+pub(crate) fn check(path: &Path, existing: Existing) -> io::Result<()> {
+    // Created and dropped: that is the check.
+    AtomicFile::create(path, existing).map(drop)
+}
