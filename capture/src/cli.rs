@@ -16,6 +16,9 @@ const EXAMPLES: &str = "\
 Examples:
   capture run --kernel /boot/vmlinuz-6.18 --scheduler ./scx_foo --workload 'stress-ng --cpu 4' -o foo.core.zst
                                                          run it in a fresh guest, keep the guest if it fails
+  capture run --kernel bzImage --scheduler ./scx_foo --dual --timeout 600 --output-dir artifacts
+                                                         the same for CI, with an earlier image to compare with
+  capture attach --qmp /run/vm/qmp.sock -o vm.core.zst   watch a guest that is running already
   capture convert vmcore.elf -o stall.core.zst           archive an existing core
   capture convert vmcore.elf -o stall.core.zst --small   a little smaller, a little slower
 ";
@@ -27,10 +30,10 @@ Exit codes:
   2   wrong arguments
   3   the capture was written, but is incomplete
   4   the core is missing or is no core
-  5   run: the guest could not be started or was lost
+  5   run, attach: the guest could not be started, reached, or was lost
   6   run: the scheduler was never attached, or its program ended by itself; no capture
-  7   run: ended by --timeout or a signal; no capture
-  10  run: the scheduler or the guest's kernel failed, and the capture was written
+  7   run, attach: ended by --timeout or a signal; no capture
+  10  run, attach: the scheduler or the guest's kernel failed, and the capture was written
 ";
 
 /// Keeps a Linux guest at the moment that its sched_ext scheduler failed.
@@ -46,7 +49,9 @@ enum Command {
     /// Archives an ELF core (QEMU's dump-guest-memory, libvirt, kdump) as a capture.
     Convert(ConvertArgs),
     /// Runs a scheduler in a fresh guest, and writes a capture when it fails.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
+    /// Watches the guest of a QEMU that is running already. It goes on afterwards.
+    Attach(AttachArgs),
 }
 
 /// What `capture run` is told.
@@ -95,10 +100,39 @@ pub(crate) struct RunArgs {
     /// The QEMU to run.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     pub(crate) qemu: String,
-    /// The capture to write, by custom *.core.zst. It appears only when complete, readable by
-    /// its owner alone: a core holds all that was in the guest's memory.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
+    /// For tests of degraded captures: this vCPU does not stop when the others do.
+    #[arg(long, value_name = "VCPU", hide = true)]
+    pub(crate) unparked: Option<u32>,
+    /// Also take a capture when this text appears on the guest's console.
+    #[arg(long = "on-console", value_name = "TEXT")]
+    pub(crate) console: Vec<String>,
+    /// Show the guest's console on standard error.
+    #[arg(long)]
+    pub(crate) show_console: bool,
+    #[command(flatten)]
+    pub(crate) when: WhenArgs,
+    #[command(flatten)]
+    pub(crate) to: OutputArgs,
+}
+
+/// What `capture attach` is told.
+#[derive(Args)]
+pub(crate) struct AttachArgs {
+    /// The socket of a monitor (QMP) of a QEMU that runs an x86-64 guest.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: PathBuf,
+    /// Take the capture at once.
+    #[arg(long)]
+    pub(crate) now: bool,
+    #[command(flatten)]
+    pub(crate) when: WhenArgs,
+    #[command(flatten)]
+    pub(crate) to: OutputArgs,
+}
+
+/// When a capture is taken.
+#[derive(Args)]
+pub(crate) struct WhenArgs {
     /// Also keep an image from the time when a task has waited for half of the watchdog's limit.
     /// The file then holds both, and `analyze` says what changed between them.
     #[arg(long)]
@@ -106,18 +140,34 @@ pub(crate) struct RunArgs {
     /// At which moment of a scheduler's failure the image is taken.
     #[arg(long, value_enum, default_value_t = Moment::Dump)]
     pub(crate) moment: Moment,
-    /// Also take a capture when this text appears on the guest's console.
-    #[arg(long = "on-console", value_name = "TEXT")]
-    pub(crate) console: Vec<String>,
     /// Take a capture after so many seconds, whatever happens.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) after: Option<u64>,
-    /// End the guest after so many seconds, without a capture.
+    /// Give up after so many seconds, without a capture.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
-    /// Show the guest's console on standard error.
-    #[arg(long)]
-    pub(crate) show_console: bool,
+}
+
+/// Where a capture goes.
+#[derive(Args)]
+pub(crate) struct OutputArgs {
+    /// The capture to write, by custom *.core.zst. It appears only when complete, readable by
+    /// its owner alone: a core holds all that was in the guest's memory.
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        required_unless_present = "output_dir"
+    )]
+    output: Option<PathBuf>,
+    /// A directory for it instead: the capture is DIR/NAME.core.zst, NAME the scheduler's program
+    /// or object, or `guest`. Made if it is not there.
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    output_dir: Option<PathBuf>,
+    /// Give up writing when the file has become larger than this, as 200M or 1G. What there is by
+    /// then is kept under a name that ends in .partial.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_size: Option<u64>,
     /// Compression level, 1 (fast) to 22; 19 for archives.
     #[arg(long, default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub(crate) level: i32,
@@ -126,15 +176,39 @@ pub(crate) struct RunArgs {
     pub(crate) force: bool,
 }
 
+impl OutputArgs {
+    /// The file to write; `name` is what it is of.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        match (&self.output, &self.output_dir) {
+            (Some(output), _) => output.clone(),
+            (None, Some(directory)) => directory.join(format!("{name}.core.zst")),
+            (None, None) => PathBuf::new(),
+        }
+    }
+
+    /// Makes the directory that was asked for.
+    pub(crate) fn prepare(&self) -> Result<(), String> {
+        let Some(directory) = &self.output_dir else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))
+    }
+}
+
 /// A size in bytes, from `512M` or `2G`.
-fn memory(text: &str) -> Result<u64, String> {
+fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?}: expected megabytes or gigabytes, as 512M or 2G");
     let (digits, shift) = match text.strip_suffix(['M', 'm']) {
         Some(digits) => (digits, 20),
         None => (text.strip_suffix(['G', 'g']).ok_or_else(wrong)?, 30),
     };
     let count: u64 = digits.parse().map_err(|_| wrong())?;
-    let bytes = count.checked_mul(1 << shift).ok_or_else(wrong)?;
+    count.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// A size that a guest's memory can have.
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
     if (64 << 20..=1 << 40).contains(&bytes) {
         Ok(bytes)
     } else {
@@ -180,6 +254,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match &Cli::parse().command {
         Command::Convert(args) => convert::run(args).map(|()| 0),
         Command::Run(args) => start::run(args),
+        Command::Attach(args) => start::attach(args),
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -46,7 +46,10 @@ pub(crate) enum Moment {
     /// When the kernel has written its own dump, or as near to it as the machine can.
     #[default]
     Dump,
-    /// At the store of the exit kind, by a watchpoint: before the kernel knows the reason.
+    /// The same, and a watchpoint notes when the exit kind was stored. It costs a guest under
+    /// software emulation some 10 % of its speed.
+    Timed,
+    /// At the store of the exit kind, by a watchpoint: before the kernel has written the reason.
     Store,
     /// When the exit kind is seen in memory, without stopping the guest for it.
     Poll,
@@ -81,9 +84,12 @@ pub(crate) struct Fired {
     pub(crate) detail: String,
     /// What saw it: `breakpoint`, `watchpoint`, `poll`.
     pub(crate) by: Option<&'static str>,
-    /// The exit kind, and how long it had been set; exact when a watchpoint saw the store.
+    /// The exit kind.
     pub(crate) exit_kind: Option<i64>,
+    /// How long it had been set: known when a watchpoint saw the store.
     pub(crate) exit_age: Option<Duration>,
+    /// The time since it was last seen not to be set.
+    pub(crate) exit_age_at_most: Option<Duration>,
     /// A watchpoint saw the store.
     pub(crate) watchpoint_hit: bool,
 }
@@ -233,6 +239,8 @@ pub(crate) struct Coordinator<'a> {
     phase: Phase,
     /// When a watchpoint saw the store of an exit kind.
     stored: Option<Instant>,
+    /// When a scheduler was last seen without an exit kind.
+    sound: Option<Instant>,
     /// What the machine stops for.
     stops: Vec<Stop>,
     early: Early,
@@ -272,6 +280,7 @@ impl<'a> Coordinator<'a> {
             attached: None,
             phase: Phase::Watching,
             stored: None,
+            sound: None,
             stops: Vec::new(),
             early,
             suppressed: false,
@@ -402,6 +411,7 @@ impl<'a> Coordinator<'a> {
         if let Some(fired) = self.overdue() {
             return Ok(Some(fired));
         }
+        let looked = Instant::now();
         // Torn: the next look is 50 ms away.
         let Some(seen) = self.eyes.look() else {
             return Ok(None);
@@ -423,7 +433,11 @@ impl<'a> Coordinator<'a> {
             return Ok(None);
         };
         if !scheduler.failed {
-            self.suppressed |= scheduler.exit_kind != 0;
+            if scheduler.exit_kind == 0 {
+                self.sound = Some(looked);
+            } else {
+                self.suppressed = true;
+            }
             return Ok(None);
         }
         if self.phase != Phase::Watching {
@@ -475,6 +489,7 @@ impl<'a> Coordinator<'a> {
             by: Some(by),
             exit_kind: Some(scheduler.exit_kind),
             exit_age: self.stored.map(|at| at.elapsed()),
+            exit_age_at_most: self.sound.map(|at| at.elapsed()),
             watchpoint_hit: self.stored.is_some(),
             ..Fired::new("scx_exit", format!("{} ({where_})", scheduler.words()))
         }
@@ -540,7 +555,8 @@ impl<'a> Coordinator<'a> {
         let entry = entry.map(Stop::Execute);
         let kind = self.attached.as_ref().map(|s| Stop::Write(s.exit_kind_at));
         let wanted: Vec<Stop> = match self.triggers.moment {
-            Moment::Dump | Moment::Store => kind.into_iter().chain(entry).collect(),
+            Moment::Dump => entry.into_iter().collect(),
+            Moment::Timed | Moment::Store => kind.into_iter().chain(entry).collect(),
             Moment::Poll => Vec::new(),
         };
         self.stops = machine.stop_at(&wanted)?;
@@ -557,17 +573,20 @@ impl<'a> Coordinator<'a> {
         let entry = self.found.as_ref().and_then(|found| found.dump_entry);
         let fired = match (at, &self.phase) {
             (Stop::Write(_), _) => match self.written() {
-                Some(scheduler) if self.triggers.moment == Moment::Dump && entry.is_some() => {
-                    self.phase = Phase::Failing {
-                        since: Instant::now(),
-                        scheduler,
-                        by: "watchpoint",
-                    };
-                    self.stops = machine.stop_at(&entry.map(Stop::Execute).into_iter().collect::<Vec<_>>())?;
-                    machine.resume()?;
-                    return Ok(None);
-                }
-                scheduler => scheduler.map(|s| self.failed(&s, "watchpoint", "exit kind written")),
+                Some(scheduler) => match entry.filter(|_| self.triggers.moment == Moment::Timed) {
+                    None => Some(self.failed(&scheduler, "watchpoint", "exit kind written")),
+                    Some(entry) => {
+                        self.phase = Phase::Failing {
+                            since: Instant::now(),
+                            scheduler,
+                            by: "watchpoint",
+                        };
+                        self.stops = machine.stop_at(&[Stop::Execute(entry)])?;
+                        machine.resume()?;
+                        return Ok(None);
+                    }
+                },
+                None => None,
             },
             (Stop::Execute(at), Phase::Dumping { scheduler, back, .. }) if at == *back => {
                 let done = scheduler.as_ref();
@@ -738,3 +757,6 @@ fn copy(
     })
 }
 
+
+#[cfg(test)]
+mod tests;

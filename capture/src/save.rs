@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use scx_postmortem_format::capture::{
     AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Existing, Manifest, MissingItem, Note,
-    SourceInfo, Summary, ToolInfo, Trigger, WriteOptions, WriteProgress, note_types, write_capture,
+    SourceInfo, Summary, ToolInfo, Trigger, WriteError, WriteOptions, WriteProgress, note_types, write_capture,
 };
 use scx_postmortem_format::report::{
     SNAPSHOT_TAG_EARLY_DEGRADED, SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED,
@@ -50,6 +50,8 @@ pub(crate) struct Target<'a> {
     pub(crate) output: &'a Path,
     pub(crate) existing: Existing,
     pub(crate) level: i32,
+    /// Largest file that is wanted, bytes; `show` breaks off above it.
+    pub(crate) max_size: Option<u64>,
     pub(crate) show: &'a (dyn Fn(WriteProgress) -> ControlFlow<()> + Sync),
 }
 
@@ -165,6 +167,10 @@ fn trigger(snapshot: &Snapshot) -> Trigger {
     put(
         "exit_kind_set_ns_before",
         fired.exit_age.and_then(nanos).map(Into::into),
+    );
+    put(
+        "exit_kind_unset_ns_before",
+        fired.exit_age_at_most.and_then(nanos).map(Into::into),
     );
     put("freeze_ns", nanos(snapshot.freeze).map(Into::into));
     put("copied_bytes", snapshot.copied.map(Into::into));
@@ -303,6 +309,11 @@ fn write(
             })
         }
         Err(error) => Err(match file.keep_partial() {
+            Ok(partial) if matches!(error, WriteError::Cancelled { .. }) => failed(&format!(
+                "became larger than {} MiB (--max-size); what there is by then, which `analyze` reads, is in {}",
+                target.max_size.unwrap_or_default() >> 20,
+                partial.display()
+            )),
             Ok(partial) => failed(&format!(
                 "{error}; what there is of it, which `analyze` reads, is in {}",
                 partial.display()

@@ -1,10 +1,10 @@
-//! `capture run`, from its arguments to its exit code.
+//! `capture run` and `capture attach`, from their arguments to their exit codes.
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use scx_postmortem_analyze::analysis::{self, Options};
@@ -15,7 +15,7 @@ use scx_postmortem_format::report::Escaped;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
-use crate::cli::{Failure, RunArgs};
+use crate::cli::{AttachArgs, Failure, OutputArgs, RunArgs, WhenArgs};
 use crate::convert::progress_bar;
 use crate::coordinator::{Coordinator, End, Fired, Outcome, Triggers};
 use crate::guest::{self, Wanted};
@@ -46,13 +46,50 @@ fn failure(code: u8) -> impl Fn(String) -> Failure {
     move |sentence| Failure { code, sentence }
 }
 
+/// Where the capture goes and how, once that was found possible.
+struct Output<'a> {
+    path: PathBuf,
+    args: &'a OutputArgs,
+}
+
+impl<'a> Output<'a> {
+    fn new(args: &'a OutputArgs, name: &str, inputs: &[&Path]) -> Result<Self, Failure> {
+        args.prepare().map_err(failure(OUTPUT))?;
+        let path = args.path(name);
+        may_write(&path, inputs, args.force).map_err(failure(OUTPUT))?;
+        let output = Self { path, args };
+        // Before a guest runs for minutes for it.
+        save::check(&output.path, output.existing())
+            .map_err(|e| failure(OUTPUT)(e.to_string()))?;
+        Ok(output)
+    }
+
+    fn existing(&self) -> Existing {
+        if self.args.force {
+            Existing::Replace
+        } else {
+            Existing::Refuse
+        }
+    }
+}
+
+/// What a capture is named after: the scheduler's program or object.
+fn name_of(args: &RunArgs) -> String {
+    let words = args.scheduler.as_deref().map(shell_words::split);
+    let words = words.and_then(Result::ok).unwrap_or_default();
+    let file = words.first().map(Path::new).and_then(Path::file_name);
+    let name = file.map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_else(|| "guest".into());
+    name.strip_suffix(".bpf.o").map(str::to_owned).unwrap_or(name)
+}
+
 /// Runs a guest; the exit code of a run that went as it should.
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let inputs = [Some(args.kernel.as_path()), args.initrd.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
-    may_write(&args.output, &inputs, args.force).map_err(failure(OUTPUT))?;
-    save::check(&args.output, existing(args)).map_err(|e| failure(OUTPUT)(e.to_string()))?;
-    let triggers = triggers(args).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
+    let output = Output::new(&args.to, &name_of(args), &inputs)?;
+    let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
+    triggers.console.clone_from(&args.console);
 
     let directory =
         tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
@@ -85,23 +122,47 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         kernel: args.kernel.clone(),
         initrd,
         append: format!("{APPEND} {}", args.append),
+        unparked: args.unparked,
     };
     let mut machine = Qemu::start(&config).map_err(|e| failure(LOST)(e.to_string()))?;
-    let watching = io::stderr().is_terminal() || std::env::var_os("DBG").is_some();
-    let tell = Box::new(move |line: &str| {
-        if watching {
-            let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
-        }
-    });
     let echo = args.show_console.then(|| {
         Box::new(|bytes: &[u8]| {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
+    follow(&mut machine, triggers, "capture run", &output, echo)
+}
+
+/// Watches a guest that is running already; the exit code.
+pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
+    let output = Output::new(&args.to, "guest", &[])?;
+    let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
+    triggers.goes_on = true;
+    triggers.now.store(args.now, Ordering::Relaxed);
+    let mut machine = Qemu::attach(&args.qmp)
+        .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
+    follow(&mut machine, triggers, "capture attach", &output, None)
+}
+
+/// Follows a guest to its end, and writes what there is.
+fn follow(
+    machine: &mut dyn Machine,
+    triggers: Triggers,
+    tool: &'static str,
+    output: &Output<'_>,
+    echo: Option<Box<dyn Fn(&[u8])>>,
+) -> Result<u8, Failure> {
+    let watching = io::stderr().is_terminal();
+    let tell = Box::new(move |line: &str| {
+        if watching {
+            let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
+        }
+    });
     let mut eyes = Live::default();
+    let timeout = triggers.timeout;
     let mut coordinator = Coordinator::new(triggers, &mut eyes, tell, echo);
-    let outcome = coordinator.follow(&mut machine);
-    // What is to be written is ours by now; nothing of the guest has to run for it.
+    let outcome = coordinator.follow(machine);
+    // What is to be written is ours by now; nothing of the guest has to run, or to stand, for it.
     machine.leave();
     let (kernel, why_not) = match coordinator.found() {
         Ok(found) => (Some(found.clone()), String::new()),
@@ -109,7 +170,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let guest = Guest {
         machine: machine.describe(),
-        tool: "capture run",
+        tool,
         vcpus: machine.vcpus(),
         kernel,
         why_not,
@@ -117,15 +178,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         notes: Vec::new(),
         suppressed: coordinator.suppressed,
     };
-    finish(args, &guest, outcome)
+    finish(output, &guest, outcome, timeout)
 }
 
-fn triggers(args: &RunArgs) -> io::Result<Triggers> {
+fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
     let triggers = Triggers {
         moment: args.moment,
         early: args.dual,
         goes_on: false,
-        console: args.console.clone(),
+        console: Vec::new(),
         after: args.after.map(Duration::from_secs),
         timeout: args.timeout.map(Duration::from_secs),
         now: Arc::new(AtomicBool::new(false)),
@@ -158,26 +219,29 @@ fn initramfs(args: &RunArgs) -> Result<Vec<u8>, String> {
     guest::initramfs(&wanted)
 }
 
-fn existing(args: &RunArgs) -> Existing {
-    if args.force {
-        Existing::Replace
-    } else {
-        Existing::Refuse
-    }
-}
-
 /// Writes what a run has left, and says how it ended.
-fn finish(args: &RunArgs, guest: &Guest, outcome: Outcome) -> Result<u8, Failure> {
+fn finish(
+    output: &Output<'_>,
+    guest: &Guest,
+    outcome: Outcome,
+    timeout: Option<Duration>,
+) -> Result<u8, Failure> {
     let bar = progress_bar();
+    let most = output.args.max_size.unwrap_or(u64::MAX);
     let show = |progress: WriteProgress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.done_bytes);
-        ControlFlow::Continue(())
+        if progress.file_bytes > most {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let target = Target {
-        output: &args.output,
-        existing: existing(args),
-        level: args.level,
+        output: &output.path,
+        existing: output.existing(),
+        level: output.args.level,
+        max_size: output.args.max_size,
         show: &show,
     };
     let end = outcome.end.clone();
@@ -217,16 +281,26 @@ fn finish(args: &RunArgs, guest: &Guest, outcome: Outcome) -> Result<u8, Failure
             )))
         }
         End::TimeOver => Err(failure(ENDED)(format!(
-            "the guest was ended after {} s (--timeout){also}",
-            args.timeout.unwrap_or_default()
+            "nothing failed in {} s (--timeout){also}{}",
+            timeout.unwrap_or_default().as_secs(),
+            no_kernel(guest)
         ))),
         End::Interrupted => Err(failure(ENDED)(format!(
-            "ended by a signal; the guest was ended{also}"
+            "ended by a signal{also}{}",
+            no_kernel(guest)
         ))),
         End::Lost(why) => Err(failure(LOST)(format!(
             "{why}{also}{}",
             console_end(&guest.console)
         ))),
+    }
+}
+
+/// Why a failure would not have been seen.
+fn no_kernel(guest: &Guest) -> String {
+    match &guest.kernel {
+        Some(_) => String::new(),
+        None => format!("; the guest's kernel was not found: {}", guest.why_not),
     }
 }
 

@@ -163,8 +163,16 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
     if watched.len() > 1 {
         host.say("workload started");
     }
+    let mut told = vec![false; watched.len()];
     loop {
         reap(&mut watched);
+        let commands = std::iter::once(&plan.scheduler).chain(&plan.workloads);
+        for ((running, told), words) in watched.iter().zip(&mut told).zip(commands) {
+            if let Some(how) = running.ended.as_ref().filter(|_| !*told) {
+                *told = true;
+                host.say(&format!("{} ended with {how}", words.join(" ")));
+            }
+        }
         let (scheduler, workloads) = watched.split_first().ok_or("nothing to wait for")?;
         match &scheduler.ended {
             Some(how) if !plan.pinned => return Ok(format!("scheduler {how}")),

@@ -1,4 +1,5 @@
-//! A guest's memory while it runs: a shared file that the emulator maps, read beside it.
+//! A guest's memory while it runs: a shared file that the emulator maps, read beside it, or the
+//! address space of the emulator's process.
 //!
 //! Read with `pread`, not through a mapping of our own: a read of a hole in a tmpfs file through a
 //! mapping allocates it, and the guest would cost its full size. It also means that no `unsafe` and
@@ -26,64 +27,41 @@ pub(crate) struct Mapping {
     pub(crate) offset: u64,
 }
 
-/// Guest memory in a file that someone else writes.
+/// Where memory is.
 #[derive(Debug)]
-pub(crate) struct GuestMemory {
+pub(crate) struct Backing {
     file: File,
-    /// By address, disjoint.
-    map: Vec<Mapping>,
-    regions: Vec<Region>,
+    /// Of a process: `/proc/PID/pagemap`. Of a file there is none; its holes tell the same.
+    pagemap: Option<File>,
 }
 
-impl GuestMemory {
-    /// `map` may be in any order; what overlaps an earlier piece is left out.
-    pub(crate) fn new(file: File, mut map: Vec<Mapping>) -> Self {
-        map.sort_by_key(|piece| piece.gpa);
-        let mut end = 0;
-        map.retain(|piece| {
-            let keep = piece.gpa >= end && piece.bytes > 0;
-            if keep {
-                end = piece.gpa.saturating_add(piece.bytes);
-            }
-            keep
-        });
-        let mut regions: Vec<Region> = Vec::new();
-        for piece in &map {
-            match regions.last_mut() {
-                Some(last) if last.end().0 == piece.gpa => last.len += piece.bytes,
-                _ => regions.push(Region {
-                    start: Gpa(piece.gpa),
-                    len: piece.bytes,
-                }),
-            }
-        }
-        Self { file, map, regions }
+impl Backing {
+    /// A file that the emulator maps shared. Offsets are those of the file.
+    pub(crate) fn file(file: File) -> Self {
+        let pagemap = None;
+        Self { file, pagemap }
     }
 
-    /// The file, for a map of it that has changed.
-    pub(crate) fn share_file(&self) -> io::Result<File> {
-        self.file.try_clone()
+    /// `/proc/PID/mem` and `/proc/PID/pagemap`. Offsets are the process' addresses.
+    pub(crate) fn process(file: File, pagemap: File) -> Self {
+        let pagemap = Some(pagemap);
+        Self { file, pagemap }
     }
 
-    /// The same memory again, for another owner.
-    pub(crate) fn share(&self) -> io::Result<Self> {
+    fn share(&self) -> io::Result<Self> {
+        let pagemap = self.pagemap.as_ref().map(File::try_clone);
         Ok(Self {
             file: self.file.try_clone()?,
-            map: self.map.clone(),
-            regions: self.regions.clone(),
+            pagemap: pagemap.transpose()?,
         })
     }
 
-    /// The ranges of the guest's memory, for a capture.
-    pub(crate) fn extents(&self) -> Vec<Extent> {
-        let regions = self.regions.iter();
-        regions.map(|r| Extent::new(r.start.0, r.len)).collect()
-    }
-
-    /// The parts of one mapping that the file has data for, as addresses of the guest.
-    fn data_of(&self, piece: Mapping, out: &mut Vec<Extent>) -> io::Result<()> {
-        let end = piece.offset.saturating_add(piece.bytes);
-        let mut at = piece.offset;
+    /// The parts of a range that have been touched, as offset and end.
+    fn touched(&self, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> io::Result<()> {
+        if let Some(pagemap) = &self.pagemap {
+            return present(pagemap, start, end, out);
+        }
+        let mut at = start;
         while at < end {
             let from = match seek(&self.file, SeekFrom::Data(at)) {
                 Ok(from) => from.min(end),
@@ -99,34 +77,148 @@ impl GuestMemory {
             if to <= from {
                 break;
             }
-            out.push(Extent::new(piece.gpa + (from - piece.offset), to - from));
+            out.push((from, to));
             at = to;
         }
+        Ok(())
+    }
+}
+
+/// Pages that a process has, in memory or swapped out: bits 63 and 62 of its pagemap
+/// (Documentation/admin-guide/mm/pagemap.rst).
+fn present(pagemap: &File, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> io::Result<()> {
+    const PAGE: u64 = 4096;
+    const ENTRIES: u64 = 8192;
+    let mut page = start / PAGE;
+    let last = end.div_ceil(PAGE);
+    let mut chunk = Vec::new();
+    while page < last {
+        let count = (last - page).min(ENTRIES);
+        chunk.resize(usize::try_from(count * 8).unwrap_or(0), 0);
+        pagemap.read_exact_at(&mut chunk, page * 8)?;
+        for entry in chunk.chunks_exact(8) {
+            let has = entry.last().is_some_and(|bits| bits & 0xc0 != 0);
+            let (from, to) = ((page * PAGE).max(start), ((page + 1) * PAGE).min(end));
+            match out.last_mut() {
+                Some(open) if has && open.1 == from => open.1 = to,
+                _ if has => out.push((from, to)),
+                _ => {}
+            }
+            page += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Guest memory that someone else writes.
+#[derive(Debug)]
+pub(crate) struct GuestMemory {
+    backing: Vec<Backing>,
+    /// By address, disjoint; with the backing's number.
+    map: Vec<(Mapping, usize)>,
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// All of it in one file. `map` may be in any order; what overlaps an earlier piece is left
+    /// out.
+    pub(crate) fn new(file: File, map: Vec<Mapping>) -> Self {
+        let map = map.into_iter().map(|piece| (piece, 0)).collect();
+        Self::from_parts(vec![Backing::file(file)], map)
+    }
+
+    /// Each piece in the backing of that number.
+    pub(crate) fn from_parts(backing: Vec<Backing>, mut map: Vec<(Mapping, usize)>) -> Self {
+        map.sort_by_key(|(piece, _)| piece.gpa);
+        let mut end = 0;
+        map.retain(|(piece, _)| {
+            let keep = piece.gpa >= end && piece.bytes > 0;
+            if keep {
+                end = piece.gpa.saturating_add(piece.bytes);
+            }
+            keep
+        });
+        let mut regions: Vec<Region> = Vec::new();
+        for (piece, _) in &map {
+            match regions.last_mut() {
+                Some(last) if last.end().0 == piece.gpa => last.len += piece.bytes,
+                _ => regions.push(Region {
+                    start: Gpa(piece.gpa),
+                    len: piece.bytes,
+                }),
+            }
+        }
+        Self {
+            backing,
+            map,
+            regions,
+        }
+    }
+
+    /// The same memory in the same file, where `map` says.
+    pub(crate) fn with_map(&self, map: Vec<Mapping>) -> io::Result<Self> {
+        let Self { backing, .. } = self.share()?;
+        let map = map.into_iter().map(|piece| (piece, 0)).collect();
+        Ok(Self::from_parts(backing, map))
+    }
+
+    /// The same memory again, for another owner.
+    pub(crate) fn share(&self) -> io::Result<Self> {
+        let backing = self.backing.iter().map(Backing::share);
+        Ok(Self {
+            backing: backing.collect::<io::Result<_>>()?,
+            map: self.map.clone(),
+            regions: self.regions.clone(),
+        })
+    }
+
+    /// The ranges of the guest's memory, for a capture.
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        let regions = self.regions.iter();
+        regions.map(|r| Extent::new(r.start.0, r.len)).collect()
+    }
+
+    /// The parts of one mapping that have been touched, as addresses of the guest.
+    fn data_of(&self, piece: Mapping, backing: usize, out: &mut Vec<Extent>) -> io::Result<()> {
+        let Some(backing) = self.backing.get(backing) else {
+            return Ok(());
+        };
+        let mut touched = Vec::new();
+        let end = piece.offset.saturating_add(piece.bytes);
+        backing.touched(piece.offset, end, &mut touched)?;
+        let extents = touched.into_iter();
+        out.extend(
+            extents.map(|(from, to)| Extent::new(piece.gpa + (from - piece.offset), to - from)),
+        );
         Ok(())
     }
 
     /// What the guest has touched, by address.
     pub(crate) fn touched(&self) -> io::Result<Vec<Extent>> {
         let mut out = Vec::new();
-        for piece in &self.map {
-            self.data_of(*piece, &mut out)?;
+        for (piece, backing) in &self.map {
+            self.data_of(*piece, *backing, &mut out)?;
         }
         Ok(out)
     }
 
     fn read_at(&self, mut gpa: u64, mut buf: &mut [u8]) -> Result<(), ReadFailure> {
         while !buf.is_empty() {
-            let next = self.map.partition_point(|piece| piece.gpa <= gpa);
+            let next = self.map.partition_point(|(piece, _)| piece.gpa <= gpa);
             let piece = next.checked_sub(1).and_then(|i| self.map.get(i));
             let left = |piece: &Mapping| (piece.gpa + piece.bytes).saturating_sub(gpa);
-            let Some(piece) = piece.filter(|piece| left(piece) > 0) else {
+            let piece = piece.filter(|(piece, _)| left(piece) > 0);
+            let Some((piece, backing)) =
+                piece.and_then(|(piece, backing)| Some((piece, self.backing.get(*backing)?)))
+            else {
                 return Err(ReadFailure::Hole(gpa));
             };
             let len = usize::try_from(left(piece))
                 .unwrap_or(usize::MAX)
                 .min(buf.len());
             let (part, rest) = buf.split_at_mut(len);
-            self.file
+            backing
+                .file
                 .read_exact_at(part, piece.offset + (gpa - piece.gpa))
                 .map_err(ReadFailure::Io)?;
             gpa = gpa.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
@@ -249,6 +341,26 @@ mod tests {
         assert_eq!(file.metadata().unwrap().blocks(), before);
         let beyond = PhysicalMemory::read(&memory, Gpa((2 << 20) - 4), &mut buf);
         assert_eq!(beyond, Err(Error::Hole(Gpa(2 << 20))));
+    }
+
+    #[test]
+    fn a_process_has_the_pages_that_it_touched() {
+        let mut own = memmap2::MmapMut::map_anon(8 * 4096).unwrap();
+        own[4096] = 7;
+        own[5 * 4096 + 8] = 9;
+        let open = |name: &str| File::open(format!("/proc/self/{name}")).unwrap();
+        let piece = Mapping {
+            gpa: 0x10000,
+            bytes: 8 * 4096,
+            offset: own.as_ptr() as u64,
+        };
+        let backing = vec![Backing::process(open("mem"), open("pagemap"))];
+        let memory = GuestMemory::from_parts(backing, vec![(piece, 0)]);
+        let touched = [Extent::new(0x11000, 4096), Extent::new(0x15000, 4096)];
+        assert_eq!(memory.touched().unwrap(), touched);
+        let mut buf = [0; 2];
+        PhysicalMemory::read(&memory, Gpa(0x15008), &mut buf).unwrap();
+        assert_eq!(buf, [9, 0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! directory knows which one it is.
 
 mod copied;
-mod memory;
+pub(crate) mod memory;
 pub(crate) mod qemu;
 
 use std::time::Duration;

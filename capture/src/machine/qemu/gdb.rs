@@ -101,6 +101,11 @@ impl Gdb {
         self.send("c")
     }
 
+    /// Takes leave: the stub forgets its breakpoints and lets the guest go on.
+    pub(super) fn detach(&mut self) -> Result<(), MachineError> {
+        self.ask("D").map(drop)
+    }
+
     /// Why the guest has stopped, if it did by now.
     pub(super) fn stopped(&mut self, wait: Duration) -> Result<Option<Reply>, MachineError> {
         let deadline = Instant::now() + wait;

@@ -1,36 +1,36 @@
-//! A guest in a QEMU of our own.
+//! A guest in a QEMU: one of our own ([`Config`]), or one that is running already ([`attach`]).
 //!
-//! Its memory is a memfd of this process that QEMU maps shared, so a running guest can be read and
-//! a stopped one copied without a word to QEMU. QMP stops and resumes; breakpoints go through the
-//! debug stub; the registers come out of QEMU's own `dump-guest-memory` of a single page, in the
-//! very notes that its cores have.
+//! The memory of our own is a memfd of this process that QEMU maps shared, so a running guest can
+//! be read, a stopped one copied, and the memory of a QEMU that died be kept, without a word to
+//! QEMU. QMP stops and resumes; breakpoints and watchpoints go through the debug stub; the
+//! registers come out of QEMU's own `dump-guest-memory` of a single page, in the very notes that
+//! its cores have.
 
+pub(crate) mod attach;
 mod gdb;
 mod mtree;
+mod own;
 mod qmp;
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use scx_postmortem_analyze::source::Image;
 use scx_postmortem_format::capture::Note;
 use serde_json::{Value, json};
 
 use self::gdb::Gdb;
+pub(crate) use self::own::{Accel, Config};
 use self::qmp::Qmp;
 use super::{Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 /// Name of the memory backend.
 const BACKEND: &str = "ram";
-/// Time in which QEMU opens its sockets.
-const START: Duration = Duration::from_secs(30);
 /// Time for a command that does next to nothing.
 const SHORT: Duration = Duration::from_secs(10);
 /// Time in which the debug stub tells that the guest was paused.
@@ -40,40 +40,43 @@ const TICK: Duration = Duration::from_millis(20);
 /// Messages of QEMU that are shown when it ends, bytes.
 const MAX_SAID: u64 = 2000;
 
-/// What emulates the CPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Accel {
-    /// Software; works everywhere.
-    Tcg,
-    /// The host's KVM.
-    Kvm,
+/// Whose QEMU it is.
+#[derive(Debug)]
+enum Owner {
+    /// Ours: it ends with us.
+    Us {
+        child: Child,
+        /// Where its messages go.
+        said: PathBuf,
+    },
+    /// Someone else's: it goes on as it did.
+    Other {
+        /// The backends that its memory is in.
+        attached: attach::Attached,
+    },
 }
 
-/// What to start.
-#[derive(Debug, Clone)]
-pub(crate) struct Config {
-    /// The program, `qemu-system-x86_64`.
-    pub(crate) program: PathBuf,
-    pub(crate) accel: Accel,
-    /// `-cpu`.
-    pub(crate) cpu: String,
-    pub(crate) vcpus: u32,
-    pub(crate) memory_bytes: u64,
-    pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
-    /// Kernel command line.
-    pub(crate) append: String,
+/// What a connection to a QEMU is made of.
+struct Parts {
+    owner: Owner,
+    directory: tempfile::TempDir,
+    qmp: Qmp,
+    gdb: Gdb,
+    memory: GuestMemory,
+    vcpus: u32,
+    accel: &'static str,
+    /// Whether the guest was running before we came.
+    runs: bool,
 }
 
-/// A running QEMU. It ends when this is dropped, and when this process does.
+/// A running QEMU. One of our own ends when this is dropped, and when this process does.
 #[derive(Debug)]
 pub(crate) struct Qemu {
-    child: Child,
+    owner: Owner,
     /// Holds the sockets, the console and the registers' file; gone with us.
     directory: tempfile::TempDir,
-    said: PathBuf,
-    console: Tail,
-    host: Tail,
+    console: Option<Tail>,
+    host: Option<Tail>,
     pending: Vec<u8>,
     qmp: Qmp,
     gdb: Gdb,
@@ -87,66 +90,31 @@ pub(crate) struct Qemu {
     vcpus: u32,
     detail: String,
     ended: bool,
+    /// Whether an attached guest is to run when we leave.
+    runs: bool,
+    unparked: Option<u32>,
 }
 
 impl Qemu {
-    /// Starts QEMU and lets the guest run.
-    pub(crate) fn start(config: &Config) -> Result<Self, MachineError> {
-        let start = |what: &str, e: &dyn std::fmt::Display| {
-            MachineError::Start(format!("cannot start the guest: {what}: {e}"))
-        };
-        // Paths of sockets are limited to 108 bytes: not below the output's directory.
-        let directory = tempfile::Builder::new()
-            .prefix("scxpm-")
-            .tempdir()
-            .map_err(|e| start("a temporary directory", &e))?;
-        let at = |name: &str| directory.path().join(name);
-        let memory: File = memfd_create("scx-postmortem-guest", MemfdFlags::CLOEXEC)
-            .map_err(|e| start("memory for the guest", &e))?
-            .into();
-        memory
-            .set_len(config.memory_bytes)
-            .map_err(|e| start("memory for the guest", &e))?;
-        let said = at("qemu.err");
-        let errors = File::create(&said).map_err(|e| start("its messages", &e))?;
-        for name in ["console", "host"] {
-            File::create(at(name)).map_err(|e| start("its console", &e))?;
-        }
-        let arguments = arguments(config, directory.path(), &memory);
-        let mut child = spawn(&config.program, &arguments, errors)?;
-
-        let deadline = Instant::now() + START;
-        let mut alive = || matches!(child.try_wait(), Ok(None));
-        let connected = Qmp::connect(&at("qmp"), deadline, &mut alive)
-            .and_then(|qmp| Ok((qmp, Gdb::connect(&at("gdb"), deadline, &mut alive)?)));
-        let (qmp, gdb) = match connected {
-            Ok(both) => both,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                let said = last_words(&said);
-                return Err(MachineError::Start(format!(
-                    "{} does not start: {error}{said}",
-                    config.program.display()
-                )));
-            }
-        };
+    /// The guest stands still.
+    fn new(parts: Parts) -> Result<Self, MachineError> {
         let mut qemu = Self {
-            child,
-            said,
-            console: Tail::new(at("console")),
-            host: Tail::new(at("host")),
+            owner: parts.owner,
+            directory: parts.directory,
+            console: None,
+            host: None,
             pending: Vec::new(),
-            qmp,
-            gdb,
+            qmp: parts.qmp,
+            gdb: parts.gdb,
             stops: Vec::new(),
             stands: true,
             stash: None,
-            memory: GuestMemory::new(memory, Vec::new()),
-            vcpus: config.vcpus,
+            memory: parts.memory,
+            vcpus: parts.vcpus,
             detail: String::new(),
             ended: false,
-            directory,
+            runs: parts.runs,
+            unparked: None,
         };
         let version = qemu.qmp.ask("query-version", json!({}), SHORT)?;
         let number = |name: &str| version.pointer(name).and_then(Value::as_u64).unwrap_or(0);
@@ -155,18 +123,17 @@ impl Qemu {
             number("/qemu/major"),
             number("/qemu/minor"),
             number("/qemu/micro"),
-            match config.accel {
-                Accel::Tcg => "software emulation",
-                Accel::Kvm => "KVM",
-            }
+            parts.accel
         );
-        qemu.map_memory()?;
-        qemu.resume()?;
         Ok(qemu)
     }
 
     /// Where the memory is by now: firmware moves some of it.
     fn map_memory(&mut self) -> Result<(), MachineError> {
+        if let Owner::Other { attached } = &self.owner {
+            self.memory = attached.map(&mut self.qmp)?;
+            return Ok(());
+        }
         let tree = self.qmp.human("info mtree -f")?;
         let map = mtree::mappings(&tree, BACKEND);
         if map.is_empty() {
@@ -175,14 +142,11 @@ impl Qemu {
                 why: format!("its view of memory does not show the backend {BACKEND:?}"),
             });
         }
-        let same = self
-            .memory
-            .share_file()
-            .map_err(|e| MachineError::Refused {
-                what: "sharing the guest's memory".into(),
-                why: e.to_string(),
-            })?;
-        self.memory = GuestMemory::new(same, map);
+        let moved = self.memory.with_map(map);
+        self.memory = moved.map_err(|e| MachineError::Refused {
+            what: "sharing the guest's memory".into(),
+            why: e.to_string(),
+        })?;
         Ok(())
     }
 
@@ -209,8 +173,12 @@ impl Qemu {
 
     fn ended(&mut self, how: &str) -> Event {
         self.ended = true;
+        let said = match &self.owner {
+            Owner::Us { said, .. } => last_words(said),
+            Owner::Other { .. } => String::new(),
+        };
         Event::Ended {
-            how: format!("{how}{}", last_words(&self.said)),
+            how: format!("{how}{said}"),
         }
     }
 
@@ -234,12 +202,16 @@ impl Qemu {
     /// A connection that breaks is the end of the guest when QEMU has ended as it should.
     fn gone(&mut self, error: MachineError) -> Result<Event, MachineError> {
         let deadline = Instant::now() + Duration::from_secs(2);
+        let Owner::Us { child, said } = &mut self.owner else {
+            self.ended = true;
+            return Err(error);
+        };
         while Instant::now() < deadline {
-            match self.child.try_wait() {
+            match child.try_wait() {
                 Ok(Some(status)) if status.success() => return Ok(self.ended("QEMU ended")),
                 Ok(Some(status)) => {
                     self.ended = true;
-                    let said = last_words(&self.said);
+                    let said = last_words(said);
                     return Err(MachineError::Gone(format!("QEMU ended ({status}){said}")));
                 }
                 _ => thread::sleep(TICK),
@@ -359,6 +331,11 @@ impl Machine for Qemu {
             }
             Err(error) => frozen.faults.push(error.to_string()),
         }
+        if let Some(vcpu) = self.unparked {
+            forget(&mut frozen, vcpu);
+            // It goes on, so everything does: QEMU has one switch for all.
+            let _ = self.resume();
+        }
         frozen
     }
 
@@ -372,17 +349,32 @@ impl Machine for Qemu {
     }
 
     fn leave(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &mut self.owner {
+            Owner::Us { child, .. } => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Owner::Other { .. } if !self.ended => {
+                // Each of them is worth trying, whatever came of the one before.
+                let _ = self.stop_at(&[]);
+                let _ = self.gdb.detach();
+                let _ = self.qmp.human("gdbserver none");
+                let state = if self.runs { "cont" } else { "stop" };
+                let _ = self.qmp.ask(state, json!({}), SHORT);
+            }
+            Owner::Other { .. } => {}
+        }
         self.ended = true;
     }
 
     fn console(&mut self) -> Vec<u8> {
-        self.console.new_bytes()
+        let console = self.console.as_mut();
+        console.map(Tail::new_bytes).unwrap_or_default()
     }
 
     fn messages(&mut self) -> Vec<String> {
-        self.pending.extend(self.host.new_bytes());
+        let host = self.host.as_mut();
+        self.pending.extend(host.map(Tail::new_bytes).unwrap_or_default());
         let Some(end) = memchr::memrchr(b'\n', &self.pending) else {
             return Vec::new();
         };
@@ -399,92 +391,18 @@ impl Drop for Qemu {
     }
 }
 
-fn arguments(config: &Config, directory: &Path, memory: &File) -> Vec<String> {
-    let at = |name: &str| directory.join(name).display().to_string();
-    // QEMU opens our memfd by our own entry in /proc, so that nothing has to be inherited.
-    let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
-    let accel = match config.accel {
-        Accel::Tcg => "tcg,thread=multi",
-        Accel::Kvm => "kvm",
-    };
-    let size = config.memory_bytes;
-    let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", at(id));
-    [
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-S",
-        "-machine",
-        &format!("pc,memory-backend={BACKEND}"),
-        "-object",
-        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory_path},share=on"),
-        "-m",
-        &format!("{}M", size >> 20),
-        "-accel",
-        accel,
-        "-cpu",
-        &config.cpu,
-        "-smp",
-        &config.vcpus.to_string(),
-        "-kernel",
-        &config.kernel.display().to_string(),
-        "-initrd",
-        &config.initrd.display().to_string(),
-        "-append",
-        &config.append,
-        "-chardev",
-        &format!("file,id=console,path={}", at("console")),
-        "-serial",
-        "chardev:console",
-        "-chardev",
-        &format!("file,id=host,path={}", at("host")),
-        "-serial",
-        "chardev:host",
-        "-chardev",
-        &socket("gdb"),
-        "-gdb",
-        "chardev:gdb",
-        "-chardev",
-        &socket("qmp"),
-        "-mon",
-        "chardev=qmp,mode=control",
-    ]
-    .map(str::to_owned)
-    .into()
-}
-
-/// Starts QEMU so that it does not outlive us, even when we are killed: `setpriv` (util-linux)
-/// asks the kernel for that, which takes a system call that safe Rust has no way to make here.
-fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, MachineError> {
-    let started = |mut command: Command, errors: File| {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(errors)
-            .spawn()
-    };
-    let cannot = |e: io::Error| {
-        MachineError::Start(format!(
-            "cannot run {}: {e}; install it (Debian: qemu-system-x86, Fedora: qemu-system-x86-core) or name it with --qemu",
-            program.display()
-        ))
-    };
-    let copy = errors.try_clone().map_err(cannot)?;
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(program)
-        .args(arguments);
-    match started(command, copy) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            started(command, errors).map_err(cannot)
-        }
-        other => other.map_err(cannot),
-    }
+/// Takes a vCPU out of those that stand.
+fn forget(frozen: &mut Frozen, vcpu: u32) {
+    frozen.parked.retain(|&id| id != vcpu);
+    let mut seen = std::collections::BTreeMap::new();
+    frozen.registers.retain(|note| {
+        let index = seen.entry(note.name.clone()).or_insert(0);
+        *index += 1;
+        *index - 1 != vcpu
+    });
+    frozen
+        .faults
+        .push(format!("vCPU {vcpu} did not stop (a fault that was asked for)"));
 }
 
 /// The end of what QEMU has printed, as the end of a sentence.

@@ -48,6 +48,11 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// Asks something of the socket itself.
+    pub(super) fn peer<T>(&self, ask: impl FnOnce(&UnixStream) -> T) -> T {
+        ask(&self.stream)
+    }
+
     /// Runs a command and waits for its answer.
     pub(super) fn ask(
         &mut self,

@@ -1,0 +1,633 @@
+//! Every way through the coordinator, on a machine that does what a script says.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use scx_postmortem_format::capture::Note;
+
+use super::*;
+use crate::machine::Mapping;
+use crate::watch::Seen;
+
+const ENTRY: u64 = 0xffff_ffff_8120_0000;
+const BACK: u64 = 0xffff_ffff_8130_0042;
+const KIND: u64 = 0xffff_8880_0012_3400;
+
+/// One turn of the guest: what the machine tells, and what is to be seen in memory from then on.
+struct Turn {
+    event: Result<Option<Event>, MachineError>,
+    seen: Option<Seen>,
+    console: &'static str,
+    message: &'static str,
+    then: Option<Box<dyn Fn()>>,
+}
+
+fn turn(event: Option<Event>, seen: Option<Seen>) -> Turn {
+    Turn {
+        event: Ok(event),
+        seen,
+        console: "",
+        message: "",
+        then: None,
+    }
+}
+
+fn nothing(seen: Seen) -> Turn {
+    turn(None, Some(seen))
+}
+
+fn stopped(at: Stop) -> Turn {
+    turn(Some(Event::Stopped { at, rsp: 0x1000 }), None)
+}
+
+fn ended() -> Turn {
+    let how = "shut down (guest-shutdown)".to_owned();
+    turn(Some(Event::Ended { how }), None)
+}
+
+fn says(console: &'static str) -> Turn {
+    Turn {
+        console,
+        ..turn(None, None)
+    }
+}
+
+fn scheduler(exit_kind: i64) -> Scheduler {
+    Scheduler {
+        at: 0xffff_8880_0012_3000,
+        name: "foo".into(),
+        exit_kind,
+        exit_name: format!("kind {exit_kind}"),
+        exit_kind_at: KIND,
+        failed: exit_kind >= 1024,
+    }
+}
+
+fn with(exit_kind: i64) -> Seen {
+    Seen {
+        scheduler: Some(scheduler(exit_kind)),
+        ..Seen::default()
+    }
+}
+
+fn aged(age: u64) -> Seen {
+    Seen {
+        oldest_age: Some(age),
+        half_timeout: Some(2000),
+        ..with(0)
+    }
+}
+
+/// What the machine was told, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Stops(Vec<Stop>),
+    Freeze,
+    Resume,
+}
+
+struct Fake {
+    script: VecDeque<Turn>,
+    memory: GuestMemory,
+    file: File,
+    told: Vec<Told>,
+    /// What stops it can do.
+    can: fn(&Stop) -> bool,
+    freezes: VecDeque<Frozen>,
+    seen: std::rc::Rc<std::cell::RefCell<Option<Seen>>>,
+    console: &'static str,
+    message: &'static str,
+    stands: bool,
+}
+
+struct FakeEyes {
+    seen: std::rc::Rc<std::cell::RefCell<Option<Seen>>>,
+    found: Result<Found, String>,
+    failure: Option<Scheduler>,
+    back: Option<u64>,
+}
+
+impl Eyes for FakeEyes {
+    fn find(&mut self, _: &GuestMemory) -> Result<Found, String> {
+        self.found.clone()
+    }
+
+    fn look(&self) -> Option<Seen> {
+        self.seen.borrow().clone()
+    }
+
+    fn failure(&self) -> Option<Scheduler> {
+        self.failure.clone()
+    }
+
+    fn return_address(&self, _: u64) -> Option<u64> {
+        self.back
+    }
+}
+
+impl Machine for Fake {
+    fn describe(&self) -> (&'static str, String) {
+        ("fake", "for tests".into())
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn refresh(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn vcpus(&self) -> u32 {
+        2
+    }
+
+    fn wait(&mut self, _: Duration) -> Result<Option<Event>, MachineError> {
+        let turn = self.script.pop_front().expect("the coordinator went on after the script's end");
+        if turn.seen.is_some() {
+            *self.seen.borrow_mut() = turn.seen;
+        }
+        self.console = turn.console;
+        self.message = turn.message;
+        if let Some(then) = turn.then {
+            then();
+        }
+        if let Ok(Some(Event::Stopped { .. })) = turn.event {
+            self.stands = true;
+        }
+        turn.event
+    }
+
+    fn stop_at(&mut self, stops: &[Stop]) -> Result<Vec<Stop>, MachineError> {
+        let can: Vec<Stop> = stops.iter().copied().filter(|stop| (self.can)(stop)).collect();
+        self.told.push(Told::Stops(can.clone()));
+        Ok(can)
+    }
+
+    fn freeze(&mut self, _: Duration) -> Frozen {
+        self.told.push(Told::Freeze);
+        self.stands = true;
+        self.freezes.pop_front().unwrap_or_else(|| Frozen {
+            registers: vec![Note::prstatus(vec![0; 336]), Note::prstatus(vec![1; 336])],
+            parked: vec![0, 1],
+            faults: Vec::new(),
+        })
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.told.push(Told::Resume);
+        self.stands = false;
+        Ok(())
+    }
+
+    fn leave(&mut self) {}
+
+    fn console(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.console).into()
+    }
+
+    fn messages(&mut self) -> Vec<String> {
+        let message = std::mem::take(&mut self.message);
+        message.lines().map(str::to_owned).collect()
+    }
+}
+
+struct Rig {
+    machine: Fake,
+    eyes: FakeEyes,
+    triggers: Triggers,
+}
+
+/// A guest with sched_ext whose scheduler `foo` will have failed with a stall, on a machine that
+/// can do all stops.
+fn rig(script: Vec<Turn>) -> Rig {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    file.write_all_at(&[7; 4096], 0).unwrap();
+    let map = vec![Mapping {
+        gpa: 0,
+        bytes: 1 << 20,
+        offset: 0,
+    }];
+    let seen = std::rc::Rc::new(std::cell::RefCell::new(None));
+    let machine = Fake {
+        script: script.into(),
+        memory: GuestMemory::new(file.try_clone().unwrap(), map),
+        file,
+        told: Vec::new(),
+        can: |_| true,
+        freezes: VecDeque::new(),
+        seen: seen.clone(),
+        console: "",
+        message: "",
+        stands: false,
+    };
+    let eyes = FakeEyes {
+        seen,
+        found: Ok(Found {
+            release: "7.3.4".into(),
+            has_sched_ext: true,
+            dump_entry: Some(ENTRY),
+            ..Found::default()
+        }),
+        failure: Some(scheduler(1026)),
+        back: Some(BACK),
+    };
+    let triggers = Triggers::default();
+    Rig {
+        machine,
+        eyes,
+        triggers,
+    }
+}
+
+impl Rig {
+    fn run(&mut self) -> (Outcome, bool) {
+        let triggers = self.triggers.clone();
+        let tell = Box::new(|_: &str| {});
+        let mut coordinator = Coordinator::new(triggers, &mut self.eyes, tell, None);
+        let outcome = coordinator.follow(&mut self.machine);
+        assert!(self.machine.script.is_empty(), "the script was not played to its end");
+        (outcome, coordinator.suppressed)
+    }
+
+    fn late(&mut self) -> Snapshot {
+        let (outcome, _) = self.run();
+        assert_eq!(outcome.end, End::Late);
+        outcome.late.unwrap()
+    }
+}
+
+#[test]
+fn the_moment_is_the_return_of_the_dump() {
+    let mut rig = rig(vec![
+        nothing(Seen::default()),
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        nothing(with(1026)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    let late = rig.late();
+    assert_eq!(late.fired.kind, "scx_exit");
+    assert_eq!(late.fired.by, Some("breakpoint"));
+    assert_eq!(late.fired.exit_kind, Some(1026));
+    assert!(late.fired.detail.contains("foo: kind 1026 (scx_dump_state has returned)"));
+    // Nothing saw the store itself; it came after the last look at a sound scheduler.
+    assert_eq!(late.fired.exit_age, None);
+    assert!(late.fired.exit_age_at_most.is_some());
+    assert!(late.fired.is_failure() && !late.is_degraded());
+    let entry = vec![Stop::Execute(ENTRY)];
+    assert_eq!(
+        rig.machine.told,
+        [
+            Told::Stops(entry.clone()),
+            Told::Stops(entry),
+            Told::Stops(vec![Stop::Execute(BACK)]),
+            Told::Resume,
+            Told::Freeze,
+        ]
+    );
+}
+
+#[test]
+fn a_dump_of_a_sound_scheduler_is_let_pass() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+        ended(),
+    ]);
+    rig.eyes.failure = None;
+    let (outcome, _) = rig.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+    assert!(outcome.late.is_none());
+    // The entry is watched again.
+    assert_eq!(rig.machine.told.last(), Some(&Told::Resume));
+    assert!(rig.machine.told.ends_with(&[
+        Told::Stops(vec![Stop::Execute(ENTRY)]),
+        Told::Resume
+    ]));
+}
+
+#[test]
+fn an_unreadable_return_address_makes_the_entry_the_moment() {
+    let mut rig = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY))]);
+    rig.eyes.back = None;
+    let late = rig.late();
+    assert!(late.fired.detail.contains("at the entry of scx_dump_state"));
+}
+
+#[test]
+fn the_store_is_the_moment_when_asked_for() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Write(KIND)),
+    ]);
+    rig.triggers.moment = Moment::Store;
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("watchpoint"));
+    assert!(late.fired.watchpoint_hit);
+    assert!(late.fired.exit_age.is_some());
+    let both = vec![Stop::Write(KIND), Stop::Execute(ENTRY)];
+    assert!(rig.machine.told.contains(&Told::Stops(both)));
+}
+
+#[test]
+fn a_store_that_is_no_failure_is_let_pass() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Write(KIND)),
+        nothing(with(64)),
+        nothing(with(64)),
+        ended(),
+    ]);
+    rig.triggers.moment = Moment::Store;
+    rig.eyes.failure = None;
+    let (outcome, suppressed) = rig.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+    assert!(suppressed);
+}
+
+#[test]
+fn a_timed_dump_knows_when_the_kind_was_stored() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Write(KIND)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.moment = Moment::Timed;
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("breakpoint"));
+    assert!(late.fired.watchpoint_hit && late.fired.exit_age.is_some());
+}
+
+#[test]
+fn without_breakpoints_the_kind_is_polled() {
+    let mut rig = rig(vec![nothing(with(0)), nothing(with(0)), nothing(with(1026))]);
+    rig.machine.can = |_| false;
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("poll"));
+    assert!(late.fired.detail.contains("exit kind seen in memory"));
+}
+
+#[test]
+fn polling_can_be_asked_for() {
+    let mut rig = rig(vec![nothing(with(0)), nothing(with(1025))]);
+    rig.triggers.moment = Moment::Poll;
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("poll"));
+    assert!(rig.machine.told.iter().all(|told| !matches!(told, Told::Stops(s) if !s.is_empty())));
+}
+
+#[test]
+fn a_kind_without_a_dump_is_not_waited_for_for_ever() {
+    let mut script = vec![nothing(with(0)), nothing(with(1026))];
+    script.push(Turn {
+        then: Some(Box::new(|| std::thread::sleep(GRACE + TICK))),
+        ..nothing(with(1026))
+    });
+    let late = rig(script).late();
+    assert_eq!(late.fired.by, Some("poll"));
+    assert!(late.fired.detail.contains("dump did not follow"));
+}
+
+#[test]
+fn torn_looks_are_looked_at_again() {
+    let mut rig = rig(vec![turn(None, None), turn(None, None), ended()]);
+    let (outcome, _) = rig.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+}
+
+#[test]
+fn a_replaced_scheduler_is_followed() {
+    let other = Seen {
+        scheduler: Some(Scheduler {
+            at: 0xffff_8880_0099_0000,
+            exit_kind_at: 0xffff_8880_0099_0400,
+            ..scheduler(0)
+        }),
+        ..Seen::default()
+    };
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        nothing(Seen::default()),
+        nothing(other),
+        stopped(Stop::Write(0xffff_8880_0099_0400)),
+    ]);
+    rig.triggers.moment = Moment::Store;
+    rig.late();
+    let stops: Vec<&Told> = rig.machine.told.iter().filter(|t| matches!(t, Told::Stops(_))).collect();
+    let entry = Stop::Execute(ENTRY);
+    assert_eq!(
+        stops,
+        [
+            &Told::Stops(vec![entry]),
+            &Told::Stops(vec![Stop::Write(KIND), entry]),
+            &Told::Stops(vec![entry]),
+            &Told::Stops(vec![Stop::Write(0xffff_8880_0099_0400), entry]),
+        ]
+    );
+}
+
+#[test]
+fn a_dual_run_copies_early_goes_on_and_holds_late() {
+    let mut rig = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(1999)),
+        nothing(aged(2000)),
+        nothing(aged(3000)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.early = true;
+    let (outcome, _) = rig.run();
+    let Early::Taken {
+        snapshot,
+        age,
+        threshold,
+    } = outcome.early
+    else {
+        panic!("no early image");
+    };
+    assert_eq!((age, threshold), (2000, 2000));
+    assert_eq!(snapshot.fired.kind, "runnable_age");
+    assert_eq!(snapshot.copied, Some(4096));
+    assert!(snapshot.timings.pause_ns.is_some() && snapshot.timings.copy_ns.is_some());
+    assert!(matches!(outcome.late.unwrap().memory, Memory::Own(_)));
+    let freezes = rig.machine.told.iter().filter(|t| **t == Told::Freeze);
+    assert_eq!(freezes.count(), 2);
+    // The guest went on at once.
+    let early = rig.machine.told.iter().position(|t| *t == Told::Freeze).unwrap();
+    assert_eq!(rig.machine.told[early + 1], Told::Resume);
+}
+
+#[test]
+fn an_early_image_is_kept_whatever_comes_after() {
+    let early = || vec![nothing(aged(0)), nothing(aged(2500))];
+    let stop = |signal: &Arc<AtomicBool>| {
+        let signal = signal.clone();
+        Turn {
+            then: Some(Box::new(move || signal.store(true, Ordering::Relaxed))),
+            ..turn(None, None)
+        }
+    };
+    // The guest ends.
+    let mut ends = rig(early().into_iter().chain([ended()]).collect());
+    ends.triggers.early = true;
+    // We are told to end.
+    let mut told = rig(early());
+    told.machine.script.push_back(stop(&told.triggers.end));
+    told.triggers.early = true;
+    // The time is over.
+    let mut over = rig(early());
+    over.machine.script.push_back(Turn {
+        then: Some(Box::new(|| std::thread::sleep(Duration::from_millis(300)))),
+        ..turn(None, None)
+    });
+    over.triggers.early = true;
+    over.triggers.timeout = Some(Duration::from_millis(250));
+    for (rig, end) in [
+        (&mut ends, "Ended"),
+        (&mut told, "Interrupted"),
+        (&mut over, "TimeOver"),
+    ] {
+        let (outcome, _) = rig.run();
+        assert!(format!("{:?}", outcome.end).starts_with(end), "{:?}", outcome.end);
+        assert!(matches!(outcome.early, Early::Taken { .. }), "{end}");
+        assert!(outcome.late.is_none(), "{end}");
+        assert!(!rig.machine.stands, "{end}: the guest does not run");
+    }
+}
+
+#[test]
+fn the_peak_is_known_when_there_is_no_early_image() {
+    let mut rig = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(1200)),
+        nothing(aged(700)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.early = true;
+    let (outcome, _) = rig.run();
+    let Early::Waiting { peak, threshold } = outcome.early else {
+        panic!("an early image");
+    };
+    assert_eq!((peak, threshold), (1200, 2000));
+}
+
+#[test]
+fn a_vcpu_that_does_not_stop_makes_a_degraded_image() {
+    let unparked = || Frozen {
+        registers: vec![Note::prstatus(vec![0; 336])],
+        parked: vec![0],
+        faults: vec!["vCPU 1 did not stop".into()],
+    };
+    let mut late = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY)), stopped(Stop::Execute(BACK))]);
+    late.machine.freezes.push_back(unparked());
+    assert!(late.late().is_degraded());
+
+    let mut early = rig(vec![nothing(aged(0)), nothing(aged(2500)), ended()]);
+    early.machine.freezes.push_back(unparked());
+    early.triggers.early = true;
+    let (outcome, _) = early.run();
+    let Early::Taken { snapshot, .. } = outcome.early else {
+        panic!("no early image");
+    };
+    assert!(snapshot.is_degraded());
+    assert!(!early.machine.stands);
+}
+
+#[test]
+fn a_lost_machine_leaves_its_memory() {
+    let mut rig = rig(vec![nothing(with(0))]);
+    rig.machine.script.push_back(Turn {
+        event: Err(MachineError::Gone("QEMU ended (signal: 9)".into())),
+        ..turn(None, None)
+    });
+    let late = rig.late();
+    assert_eq!(late.fired.kind, "lost");
+    assert!(late.is_degraded() && late.frozen.parked.is_empty());
+    let mut page = [0; 4];
+    late.memory.source().read(0, &mut page).unwrap();
+    assert_eq!(page, [7; 4]);
+}
+
+#[test]
+fn a_machine_lost_before_there_is_a_kernel_leaves_nothing() {
+    let mut rig = rig(vec![]);
+    rig.eyes.found = Err("no VMCOREINFO".into());
+    rig.machine.script.push_back(turn(None, None));
+    rig.machine.script.push_back(Turn {
+        event: Err(MachineError::Gone("QEMU ended".into())),
+        ..turn(None, None)
+    });
+    let (outcome, _) = rig.run();
+    assert_eq!(outcome.end, End::Lost("the guest's machine is gone: QEMU ended".into()));
+    assert!(outcome.late.is_none());
+}
+
+#[test]
+fn a_panic_and_a_pattern_on_the_console_are_moments() {
+    let mut panics = rig(vec![
+        nothing(with(0)),
+        says("[ 1.0] Kernel pan"),
+        says("ic - not syncing: VFS\r\n"),
+    ]);
+    let late = panics.late();
+    assert_eq!(late.fired.kind, "panic");
+    assert_eq!(late.fired.detail, "Kernel panic - not syncing: VFS");
+    assert!(late.fired.is_failure());
+
+    let mut pattern = rig(vec![nothing(with(0)), says("all is well\n"), says("x BUG: y\nz")]);
+    pattern.triggers.console = vec!["BUG:".into()];
+    let late = pattern.late();
+    assert_eq!((late.fired.kind, late.fired.detail.as_str()), ("console", "BUG: y"));
+}
+
+#[test]
+fn a_signal_and_a_time_are_moments_and_no_failures() {
+    let mut now = rig(vec![nothing(with(0))]);
+    now.triggers.now.store(true, Ordering::Relaxed);
+    let late = now.late();
+    assert_eq!(late.fired.kind, "signal");
+    assert!(!late.fired.is_failure());
+
+    let mut after = rig(vec![nothing(with(0))]);
+    after.triggers.after = Some(Duration::ZERO);
+    assert_eq!(after.late().fired.kind, "time");
+}
+
+#[test]
+fn a_guest_that_goes_on_is_copied_and_resumed() {
+    let mut rig = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY)), stopped(Stop::Execute(BACK))]);
+    rig.triggers.goes_on = true;
+    let late = rig.late();
+    rig.machine.file.write_all_at(&[1; 4096], 0).unwrap();
+    let mut page = [0; 4];
+    late.memory.source().read(0, &mut page).unwrap();
+    assert_eq!(page, [7; 4]);
+    assert!(rig.machine.told.ends_with(&[Told::Freeze, Told::Stops(vec![]), Told::Resume]));
+    assert!(!rig.machine.stands);
+}
+
+#[test]
+fn what_init_said_last_is_known_at_the_end() {
+    let mut rig = rig(vec![nothing(with(0))]);
+    rig.machine.script.push_back(Turn {
+        message: "@workload code 0\nnoise",
+        ..ended()
+    });
+    let (outcome, _) = rig.run();
+    let End::Ended { said, .. } = outcome.end else {
+        panic!("{:?}", outcome.end);
+    };
+    assert_eq!(said.as_deref(), Some("workload code 0"));
+}

@@ -1,0 +1,280 @@
+//! A QEMU that is running already: libvirt's, virtme-ng's, one that was started by hand.
+//!
+//! Its memory is where its process has it: in a file that it maps shared (`memory-backend-file`,
+//! `memory-backend-memfd`), which is opened beside it, else in its own address space, which
+//! `/proc/PID/mem` gives to whoever may trace it. QMP tells which guest addresses there are
+//! (`info mtree -f`) and where in the process each of them is (`gpa2hva`); the socket itself tells
+//! which process it is.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_peercred;
+use serde_json::{Value, json};
+
+use super::gdb::Gdb;
+use super::mtree;
+use super::qmp::Qmp;
+use super::{Owner, Parts, Qemu, SHORT};
+use crate::machine::memory::Backing;
+use crate::machine::{GuestMemory, Machine, Mapping, MachineError};
+
+/// Time in which a monitor answers.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Memory of a process of someone else.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pid: i32,
+    /// The regions of memory that count as the guest's RAM.
+    backends: Vec<String>,
+}
+
+fn refused(what: impl Into<String>, why: impl ToString) -> MachineError {
+    MachineError::Refused {
+        what: what.into(),
+        why: why.to_string(),
+    }
+}
+
+/// A range of a process' address space, from `/proc/PID/maps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mapped {
+    start: u64,
+    end: u64,
+    shared: bool,
+    offset: u64,
+    device: (u32, u32),
+    inode: u64,
+    path: PathBuf,
+}
+
+/// One line: `7f00-7f01 rw-s 00000000 00:01 2048  /memfd:ram (deleted)`.
+fn mapped(line: &str) -> Option<Mapped> {
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let modes = words.next()?;
+    let offset = hex(words.next()?)?;
+    let (major, minor) = words.next()?.split_once(':')?;
+    let number = |digits| u32::from_str_radix(digits, 16).ok();
+    Some(Mapped {
+        start: hex(start)?,
+        end: hex(end)?,
+        shared: modes.ends_with('s'),
+        offset,
+        device: (number(major)?, number(minor)?),
+        inode: words.next()?.parse().ok()?,
+        path: words.collect::<Vec<_>>().join(" ").into(),
+    })
+}
+
+impl Attached {
+    /// The file that a shared mapping is of: by its name where that still leads there, else among
+    /// the files that the process has open.
+    fn file_of(&self, map: &Mapped) -> Option<File> {
+        let fits = |file: &File| {
+            let meta = file.metadata().ok()?;
+            (meta.ino() == map.inode).then_some(())
+        };
+        if let Ok(file) = File::open(&map.path)
+            && fits(&file).is_some()
+        {
+            return Some(file);
+        }
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
+        open.flatten().find_map(|entry| {
+            let meta = std::fs::metadata(entry.path()).ok()?;
+            if meta.ino() != map.inode || !meta.is_file() {
+                return None;
+            }
+            let file = File::open(entry.path()).ok()?;
+            fits(&file).map(|()| file)
+        })
+    }
+
+    /// Where the guest's memory is by now.
+    pub(super) fn map(&self, qmp: &mut Qmp) -> Result<GuestMemory, MachineError> {
+        let tree = qmp.human("info mtree -f")?;
+        let pieces: Vec<Mapping> = self
+            .backends
+            .iter()
+            .flat_map(|backend| mtree::mappings(&tree, backend))
+            .collect();
+        if pieces.is_empty() {
+            return Err(refused(
+                "finding the guest's memory",
+                format!(
+                    "QEMU's `info mtree -f` shows none of its backends ({})",
+                    self.backends.join(", ")
+                ),
+            ));
+        }
+        let maps = format!("/proc/{}/maps", self.pid);
+        let text = std::fs::read_to_string(&maps).map_err(|e| {
+            refused(
+                format!("reading {maps}"),
+                format!("{e}; run capture as the user that QEMU runs as, or as root"),
+            )
+        })?;
+        let maps: Vec<Mapped> = text.lines().filter_map(mapped).collect();
+        let mut files: BTreeMap<u64, Option<usize>> = BTreeMap::new();
+        let mut backing = Vec::new();
+        let mut placed = Vec::new();
+        for piece in pieces {
+            let hva = hva(qmp, piece.gpa)?;
+            let own = maps.iter().find(|m| m.start <= hva && hva < m.end);
+            let shared = own.filter(|m| m.shared && hva.saturating_add(piece.bytes) <= m.end);
+            let file = shared.and_then(|map| {
+                let known = files.entry(map.inode).or_insert_with(|| {
+                    backing.push(Backing::file(self.file_of(map)?));
+                    backing.len().checked_sub(1)
+                });
+                Some((map, (*known)?))
+            });
+            if let Some((map, index)) = file {
+                let offset = hva - map.start + map.offset;
+                placed.push((Mapping { offset, ..piece }, index));
+                continue;
+            }
+            let index = match files.get(&u64::MAX) {
+                Some(Some(index)) => *index,
+                _ => {
+                    backing.push(self.process()?);
+                    let index = backing.len() - 1;
+                    files.insert(u64::MAX, Some(index));
+                    index
+                }
+            };
+            let offset = hva;
+            placed.push((Mapping { offset, ..piece }, index));
+        }
+        Ok(GuestMemory::from_parts(backing, placed))
+    }
+
+    fn process(&self) -> Result<Backing, MachineError> {
+        let open = |name: &str| {
+            let path = format!("/proc/{}/{name}", self.pid);
+            File::open(&path).map_err(|e| {
+                refused(
+                    format!("opening {path}"),
+                    format!(
+                        "{e}; the guest's memory is not in a shared file, so this is where it is: run capture as root, or start QEMU with -object memory-backend-memfd,share=on"
+                    ),
+                )
+            })
+        };
+        Ok(Backing::process(open("mem")?, open("pagemap")?))
+    }
+}
+
+/// Where QEMU has a guest address, in its own address space.
+fn hva(qmp: &mut Qmp, gpa: u64) -> Result<u64, MachineError> {
+    let said = qmp.human(&format!("gpa2hva {gpa:#x}"))?;
+    let number = said.split_whitespace().last().unwrap_or_default();
+    let digits = number.strip_prefix("0x").unwrap_or(number);
+    u64::from_str_radix(digits, 16).map_err(|_| {
+        refused(
+            format!("asking QEMU where it has the guest's {gpa:#x}"),
+            format!("it said {:?}", said.trim()),
+        )
+    })
+}
+
+/// The regions that hold the guest's RAM: the backends that were asked for, and the one that a
+/// machine makes by itself.
+fn backends(qmp: &mut Qmp) -> Result<Vec<String>, MachineError> {
+    let mut names = vec!["pc.ram".to_owned()];
+    let known = qmp.ask("query-memdev", json!({}), SHORT)?;
+    for backend in known.as_array().into_iter().flatten() {
+        if let Some(id) = backend.get("id").and_then(Value::as_str) {
+            names.push(id.to_owned());
+        }
+    }
+    names.dedup();
+    Ok(names)
+}
+
+impl Qemu {
+    /// Attaches to the QEMU whose monitor listens at `socket`. The guest goes on.
+    pub(crate) fn attach(socket: &Path) -> Result<Self, MachineError> {
+        let deadline = Instant::now() + CONNECT;
+        let mut qmp = Qmp::connect(socket, deadline, &mut || true)?;
+        let target = qmp.ask("query-target", json!({}), SHORT)?;
+        let arch = target.get("arch").and_then(Value::as_str);
+        if arch != Some("x86_64") {
+            let arch = arch.unwrap_or("unknown").to_owned();
+            return Err(refused(
+                format!("attaching to {}", socket.display()),
+                format!("its guest is {arch}; only x86_64 guests are read so far"),
+            ));
+        }
+        let pid = qmp.peer(|stream| socket_peercred(stream).map(|peer| peer.pid));
+        let pid = pid.map_err(|e| refused("asking which process QEMU is", e))?;
+        let status = qmp.ask("query-status", json!({}), SHORT)?;
+        let runs = status.get("running").and_then(Value::as_bool) == Some(true);
+        let vcpus = qmp.ask("query-cpus-fast", json!({}), SHORT)?;
+        let vcpus = vcpus.as_array().map_or(0, Vec::len);
+        let kvm = qmp.ask("query-kvm", json!({}), SHORT)?;
+        let kvm = kvm.get("enabled").and_then(Value::as_bool) == Some(true);
+        let attached = Attached {
+            pid: pid.as_raw_nonzero().get(),
+            backends: backends(&mut qmp)?,
+        };
+        let memory = attached.map(&mut qmp)?;
+
+        let directory = tempfile::Builder::new()
+            .prefix("scxpm-")
+            .tempdir()
+            .map_err(|e| refused("making a temporary directory", e))?;
+        let gdb = directory.path().join("gdb");
+        let said = qmp.human(&format!("gdbserver unix:{},server=on,wait=off", gdb.display()))?;
+        let gdb = Gdb::connect(&gdb, Instant::now() + CONNECT, &mut || true).map_err(|e| {
+            refused(
+                "starting QEMU's debug stub",
+                format!("{e}; QEMU said {:?}", said.trim()),
+            )
+        })?;
+        let mut qemu = Self::new(Parts {
+            owner: Owner::Other { attached },
+            directory,
+            qmp,
+            gdb,
+            memory,
+            vcpus: u32::try_from(vcpus).unwrap_or(0),
+            accel: if kvm { "KVM" } else { "software emulation" },
+            runs,
+        })?;
+        if runs {
+            qemu.resume()?;
+        }
+        Ok(qemu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_maps_is_read() {
+        let line = "7f6a40000000-7f6a60000000 rw-s 00001000 00:01 2048                       /memfd:ram (deleted)";
+        let expected = Mapped {
+            start: 0x7f6a_4000_0000,
+            end: 0x7f6a_6000_0000,
+            shared: true,
+            offset: 0x1000,
+            device: (0, 1),
+            inode: 2048,
+            path: "/memfd:ram (deleted)".into(),
+        };
+        assert_eq!(mapped(line), Some(expected));
+        let anonymous = mapped("7f00-7f10 rw-p 00000000 00:00 0 ").unwrap();
+        assert!(!anonymous.shared);
+        assert_eq!(anonymous.path, PathBuf::new());
+        assert_eq!(mapped("nonsense"), None);
+    }
+}

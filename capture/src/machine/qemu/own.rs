@@ -1,0 +1,199 @@
+//! A QEMU that we start, with nothing but what a scheduler needs: no disk, no network.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::gdb::Gdb;
+use super::qmp::Qmp;
+use super::{BACKEND, Owner, Parts, Qemu, Tail, last_words};
+use crate::machine::{GuestMemory, Machine, MachineError};
+
+/// Time in which QEMU opens its sockets.
+const START: Duration = Duration::from_secs(30);
+
+/// What emulates the CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Accel {
+    /// Software; works everywhere.
+    Tcg,
+    /// The host's KVM.
+    Kvm,
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// The program, `qemu-system-x86_64`.
+    pub(crate) program: PathBuf,
+    pub(crate) accel: Accel,
+    /// `-cpu`.
+    pub(crate) cpu: String,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_bytes: u64,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    /// Kernel command line.
+    pub(crate) append: String,
+    /// For tests: this vCPU does not stop when the others do.
+    pub(crate) unparked: Option<u32>,
+}
+
+impl Qemu {
+    /// Starts QEMU and lets the guest run.
+    pub(crate) fn start(config: &Config) -> Result<Self, MachineError> {
+        let start = |what: &str, e: &dyn std::fmt::Display| {
+            MachineError::Start(format!("cannot start the guest: {what}: {e}"))
+        };
+        // Paths of sockets are limited to 108 bytes: not below the output's directory.
+        let directory = tempfile::Builder::new()
+            .prefix("scxpm-")
+            .tempdir()
+            .map_err(|e| start("a temporary directory", &e))?;
+        let at = |name: &str| directory.path().join(name);
+        let memory: File = memfd_create("scx-postmortem-guest", MemfdFlags::CLOEXEC)
+            .map_err(|e| start("memory for the guest", &e))?
+            .into();
+        memory
+            .set_len(config.memory_bytes)
+            .map_err(|e| start("memory for the guest", &e))?;
+        let said = at("qemu.err");
+        let errors = File::create(&said).map_err(|e| start("its messages", &e))?;
+        for name in ["console", "host"] {
+            File::create(at(name)).map_err(|e| start("its console", &e))?;
+        }
+        let arguments = arguments(config, directory.path(), &memory);
+        let mut child = spawn(&config.program, &arguments, errors)?;
+
+        let deadline = Instant::now() + START;
+        let mut alive = || matches!(child.try_wait(), Ok(None));
+        let connected = Qmp::connect(&at("qmp"), deadline, &mut alive)
+            .and_then(|qmp| Ok((qmp, Gdb::connect(&at("gdb"), deadline, &mut alive)?)));
+        let (qmp, gdb) = match connected {
+            Ok(both) => both,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = last_words(&said);
+                return Err(MachineError::Start(format!(
+                    "{} does not start: {error}{said}",
+                    config.program.display()
+                )));
+            }
+        };
+        let accel = match config.accel {
+            Accel::Tcg => "software emulation",
+            Accel::Kvm => "KVM",
+        };
+        let (console, host) = (Tail::new(at("console")), Tail::new(at("host")));
+        let mut qemu = Self::new(Parts {
+            owner: Owner::Us { child, said },
+            directory,
+            qmp,
+            gdb,
+            memory: GuestMemory::new(memory, Vec::new()),
+            vcpus: config.vcpus,
+            accel,
+            runs: false,
+        })?;
+        qemu.console = Some(console);
+        qemu.host = Some(host);
+        qemu.unparked = config.unparked;
+        qemu.refresh()?;
+        qemu.resume()?;
+        Ok(qemu)
+    }
+}
+
+fn arguments(config: &Config, directory: &Path, memory: &File) -> Vec<String> {
+    let at = |name: &str| directory.join(name).display().to_string();
+    // QEMU opens our memfd by our own entry in /proc, so that nothing has to be inherited.
+    let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+    let accel = match config.accel {
+        Accel::Tcg => "tcg,thread=multi",
+        Accel::Kvm => "kvm",
+    };
+    let size = config.memory_bytes;
+    let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", at(id));
+    [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-S",
+        "-machine",
+        &format!("pc,memory-backend={BACKEND}"),
+        "-object",
+        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory_path},share=on"),
+        "-m",
+        &format!("{}M", size >> 20),
+        "-accel",
+        accel,
+        "-cpu",
+        &config.cpu,
+        "-smp",
+        &config.vcpus.to_string(),
+        "-kernel",
+        &config.kernel.display().to_string(),
+        "-initrd",
+        &config.initrd.display().to_string(),
+        "-append",
+        &config.append,
+        "-chardev",
+        &format!("file,id=console,path={}", at("console")),
+        "-serial",
+        "chardev:console",
+        "-chardev",
+        &format!("file,id=host,path={}", at("host")),
+        "-serial",
+        "chardev:host",
+        "-chardev",
+        &socket("gdb"),
+        "-gdb",
+        "chardev:gdb",
+        "-chardev",
+        &socket("qmp"),
+        "-mon",
+        "chardev=qmp,mode=control",
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+/// Starts QEMU so that it does not outlive us, even when we are killed: `setpriv` (util-linux)
+/// asks the kernel for that, which takes a system call that safe Rust has no way to make here.
+fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, MachineError> {
+    let started = |mut command: Command, errors: File| {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .spawn()
+    };
+    let cannot = |e: io::Error| {
+        MachineError::Start(format!(
+            "cannot run {}: {e}; install it (Debian: qemu-system-x86, Fedora: qemu-system-x86-core) or name it with --qemu",
+            program.display()
+        ))
+    };
+    let copy = errors.try_clone().map_err(cannot)?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(program)
+        .args(arguments);
+    match started(command, copy) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            started(command, errors).map_err(cannot)
+        }
+        other => other.map_err(cannot),
+    }
+}
