@@ -50,6 +50,8 @@ enum Command {
     Convert(ConvertArgs),
     /// Runs a scheduler in a fresh guest, and writes a capture when it fails.
     Run(Box<RunArgs>),
+    /// Writes the initramfs that `run` would boot, for machines that are started by other means.
+    Initrd(Box<InitrdArgs>),
     /// Watches the guest of a QEMU that is running already. It goes on afterwards.
     Attach(AttachArgs),
 }
@@ -57,28 +59,8 @@ enum Command {
 /// What `capture run` is told.
 #[derive(Args)]
 pub(crate) struct RunArgs {
-    /// The guest's kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: PathBuf,
-    /// The scheduler: a command line, whose program goes into the guest with its libraries, or a
-    /// BPF object (*.bpf.o) that bpftool registers there.
-    #[arg(long, value_name = "COMMAND", required_unless_present = "initrd")]
-    pub(crate) scheduler: Option<String>,
-    /// A command line that is started once the scheduler is attached. May be given several
-    /// times; when all of them have ended, so does the guest.
-    #[arg(long, value_name = "COMMAND", requires = "scheduler")]
-    pub(crate) workload: Vec<String>,
-    /// A further file for the guest, in its root directory or at GUEST. Programs come with their
-    /// libraries.
-    #[arg(long = "file", value_name = "FILE[:GUEST]", requires = "scheduler")]
-    pub(crate) files: Vec<String>,
-    /// Another system's root directory: programs named without a path, and all libraries, come
-    /// from there. Its C library must not be older than this machine's.
-    #[arg(long, value_name = "DIR", requires = "scheduler")]
-    pub(crate) sysroot: Option<PathBuf>,
-    /// The kernel's configuration, which some schedulers read. Looked for beside the kernel.
-    #[arg(long, value_name = "FILE", requires = "scheduler")]
-    pub(crate) kernel_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
     /// An initramfs of your own instead; it is not changed.
     #[arg(long, value_name = "FILE", conflicts_with = "scheduler")]
     pub(crate) initrd: Option<PathBuf>,
@@ -113,6 +95,46 @@ pub(crate) struct RunArgs {
     pub(crate) when: WhenArgs,
     #[command(flatten)]
     pub(crate) to: OutputArgs,
+}
+
+/// What is in a guest.
+#[derive(Args)]
+pub(crate) struct GuestArgs {
+    /// The guest's kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// The scheduler: a command line, whose program goes into the guest with its libraries, or a
+    /// BPF object (*.bpf.o) that bpftool registers there.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) scheduler: Option<String>,
+    /// A command line that is started once the scheduler is attached. May be given several
+    /// times; when all of them have ended, so does the guest.
+    #[arg(long, value_name = "COMMAND", requires = "scheduler")]
+    pub(crate) workload: Vec<String>,
+    /// A further file for the guest, in its root directory or at GUEST. Programs come with their
+    /// libraries.
+    #[arg(long = "file", value_name = "FILE[:GUEST]", requires = "scheduler")]
+    pub(crate) files: Vec<String>,
+    /// Another system's root directory: programs named without a path, and all libraries, come
+    /// from there. Its C library must not be older than this machine's.
+    #[arg(long, value_name = "DIR", requires = "scheduler")]
+    pub(crate) sysroot: Option<PathBuf>,
+    /// The kernel's configuration, which some schedulers read. Looked for beside the kernel.
+    #[arg(long, value_name = "FILE", requires = "scheduler")]
+    pub(crate) kernel_config: Option<PathBuf>,
+}
+
+/// What `capture initrd` is told.
+#[derive(Args)]
+pub(crate) struct InitrdArgs {
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+    /// The initramfs to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace FILE if it exists.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// What `capture attach` is told.
@@ -254,6 +276,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match &Cli::parse().command {
         Command::Convert(args) => convert::run(args).map(|()| 0),
         Command::Run(args) => start::run(args),
+        Command::Initrd(args) => start::initrd(args).map(|()| 0),
         Command::Attach(args) => start::attach(args),
     };
     match done {
@@ -267,5 +290,25 @@ pub(crate) fn run() -> ExitCode {
             }
             ExitCode::from(code)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        assert!(size("512").unwrap_err().contains("as 512M or 2G"));
+        assert!(memory("16M").is_err());
     }
 }

@@ -10,12 +10,12 @@ use std::time::Duration;
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::{Image, may_write};
-use scx_postmortem_format::capture::{Existing, WriteProgress};
+use scx_postmortem_format::capture::{AtomicFile, Existing, WriteProgress};
 use scx_postmortem_format::report::Escaped;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
-use crate::cli::{AttachArgs, Failure, OutputArgs, RunArgs, WhenArgs};
+use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs, WhenArgs};
 use crate::convert::progress_bar;
 use crate::coordinator::{Coordinator, End, Fired, Outcome, Triggers};
 use crate::guest::{self, Wanted};
@@ -75,7 +75,7 @@ impl<'a> Output<'a> {
 
 /// What a capture is named after: the scheduler's program or object.
 fn name_of(args: &RunArgs) -> String {
-    let words = args.scheduler.as_deref().map(shell_words::split);
+    let words = args.guest.scheduler.as_deref().map(shell_words::split);
     let words = words.and_then(Result::ok).unwrap_or_default();
     let file = words.first().map(Path::new).and_then(Path::file_name);
     let name = file.map(|name| name.to_string_lossy().into_owned());
@@ -85,7 +85,7 @@ fn name_of(args: &RunArgs) -> String {
 
 /// Runs a guest; the exit code of a run that went as it should.
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
-    let inputs = [Some(args.kernel.as_path()), args.initrd.as_deref()];
+    let inputs = [Some(args.guest.kernel.as_path()), args.initrd.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let output = Output::new(&args.to, &name_of(args), &inputs)?;
     let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
@@ -97,14 +97,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         Some(own) => own.clone(),
         None => {
             let path = directory.path().join("initrd");
-            let bytes = initramfs(args).map_err(failure(LOST))?;
+            let bytes = initramfs(&args.guest).map_err(failure(LOST))?;
             std::fs::write(&path, bytes)
                 .map_err(|e| failure(LOST)(format!("{}: {e}", path.display())))?;
             path
         }
     };
-    if !args.kernel.is_file() {
-        let kernel = args.kernel.display();
+    if !args.guest.kernel.is_file() {
+        let kernel = args.guest.kernel.display();
         return Err(failure(LOST)(format!(
             "{kernel}: no such file; expected a kernel image"
         )));
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         cpu: args.cpu.clone(),
         vcpus: args.cpus,
         memory_bytes: args.memory,
-        kernel: args.kernel.clone(),
+        kernel: args.guest.kernel.clone(),
         initrd,
         append: format!("{APPEND} {}", args.append),
         unparked: args.unparked,
@@ -131,6 +131,24 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         }) as Box<dyn Fn(&[u8])>
     });
     follow(&mut machine, triggers, "capture run", &output, echo)
+}
+
+/// Writes an initramfs.
+pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
+    may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
+    let bytes = initramfs(&args.guest).map_err(failure(LOST))?;
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let write = || {
+        let mut file = AtomicFile::create(&args.output, existing)?;
+        file.file().write_all(&bytes)?;
+        file.commit()
+    };
+    let output = args.output.display();
+    write().map_err(|e: io::Error| failure(OUTPUT)(format!("{output}: {e}")))
 }
 
 /// Watches a guest that is running already; the exit code.
@@ -201,7 +219,10 @@ fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
     Ok(triggers)
 }
 
-fn initramfs(args: &RunArgs) -> Result<Vec<u8>, String> {
+fn initramfs(args: &GuestArgs) -> Result<Vec<u8>, String> {
+    let Some(scheduler) = &args.scheduler else {
+        return Err("--scheduler is missing: the program, or the BPF object, to run".into());
+    };
     let kernel = std::fs::read(&args.kernel)
         .map_err(|e| format!("{}: {e}; expected a kernel image", args.kernel.display()))?;
     let release = guest::release_of(&kernel);
@@ -210,7 +231,7 @@ fn initramfs(args: &RunArgs) -> Result<Vec<u8>, String> {
         .and_then(|release| guest::config_beside(&args.kernel, release));
     let config = args.kernel_config.clone().or(beside);
     let wanted = Wanted {
-        scheduler: args.scheduler.as_deref().unwrap_or_default(),
+        scheduler,
         workloads: &args.workload,
         files: &args.files,
         root: args.sysroot.as_deref(),
