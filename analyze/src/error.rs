@@ -3,6 +3,7 @@
 //! Two sizes: [`OpenError`] ends the program (not our file, no usable kernel), [`Error`] costs a
 //! section or a branch of one and is turned into a reason in the report.
 
+use scx_postmortem_format::capture::Rule;
 use scx_postmortem_format::report::UnavailableCode;
 
 use crate::addr::{Gpa, Kva};
@@ -17,6 +18,12 @@ pub enum Error {
     /// The physical range exists in the guest but the image does not hold it.
     #[error("physical memory at {0} was not captured")]
     NotCaptured(Gpa),
+    /// The physical range exists in the guest and was left out of the image on purpose.
+    #[error(
+        "physical memory at {0} was left out of the capture on purpose, as one of the {pages} (--exclude {1})",
+        pages = .1.pages()
+    )]
+    LeftOut(Gpa, Rule),
     /// No memory has ever been at this physical address.
     #[error("physical address {0} is a hole in the guest's address map")]
     Hole(Gpa),
@@ -70,7 +77,7 @@ impl Error {
     #[must_use]
     pub const fn missing(&self) -> UnavailableCode {
         match self {
-            Self::NotCaptured(_) => UnavailableCode::NotInImage,
+            Self::NotCaptured(_) | Self::LeftOut(..) => UnavailableCode::NotInImage,
             Self::Hole(_) | Self::Damaged(_) | Self::NotMapped(..) => UnavailableCode::Unreadable,
             Self::NoSymbol(_) | Self::NoType(_) | Self::NoMember { .. } => {
                 UnavailableCode::NotApplicable

@@ -9,6 +9,7 @@
 //! - [`render`]: bytes and a BTF type to a value that a report can show;
 //! - [`walk`]: one file per walker, each producing its part of the report;
 //! - [`diagnose`]: what a person should look at first;
+//! - [`exclude`]: which pages are free, user memory or page cache;
 //! - [`reduce`]: a capture of only the pages that a report reads;
 //! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
 #![deny(unsafe_code)]
@@ -17,6 +18,7 @@ pub mod addr;
 pub mod analysis;
 pub mod diagnose;
 pub mod error;
+pub mod exclude;
 pub mod kernel;
 pub mod object;
 pub mod recover;

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use scx_postmortem_format::capture::{
-    AtomicFile, CaptureSpec, Existing, Extent, LEFT_OUT, Manifest, MemoryKind, MemoryRegion,
-    MemorySource, Note, SourceInfo, Summary, ToolInfo, WriteOptions, WriteProgress, note_types,
-    write_capture,
+    AtomicFile, CaptureSpec, Excluded, Existing, Extent, LEFT_OUT, Manifest, MemoryKind,
+    MemoryRegion, MemorySource, Note, SourceInfo, Summary, ToolInfo, WriteOptions, WriteProgress,
+    note_types, write_capture,
 };
 use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny};
 use xxhash_rust::xxh3::Xxh3;
@@ -291,6 +291,7 @@ impl Recorded {
             manifest,
             notes,
             tail_notes,
+            excluded: Excluded::default(),
             early: None,
         };
         let failed = |cause: &dyn std::fmt::Display| {
@@ -371,6 +372,12 @@ pub fn reduce(
     }
     let listed = &mut recorded.manifest.memory;
     listed.retain(|region| region.kind == MemoryKind::NotCaptured);
+    // What the whole file has left out already, one by one: a reduced one is small.
+    let excluded = recorded.kernel.image.excluded.runs().iter();
+    listed.extend(excluded.map(|run| {
+        let rule = format!("{} (--exclude {})", run.rule.pages(), run.rule);
+        not_captured(run.gpa, run.bytes, &rule)
+    }));
     let regions = recorder.regions();
     // With gaps, an extent may cover what is elsewhere; it is then in the file itself.
     let shared_extents: Vec<Extent> = match gap {

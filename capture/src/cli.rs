@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use scx_postmortem_analyze::exclude::Rules;
 use scx_postmortem_format::capture::{LEVEL_DEFAULT, LEVEL_SMALL};
 use scx_postmortem_format::report::Escaped;
 
@@ -21,6 +22,8 @@ Examples:
   capture attach --qmp /run/vm/qmp.sock -o vm.core.zst   watch a guest that is running already
   capture convert vmcore.elf -o stall.core.zst           archive an existing core
   capture convert vmcore.elf -o stall.core.zst --small   a little smaller, a little slower
+  capture convert vmcore.elf -o stall.core.zst --exclude free,user,cache
+                                                         only the kernel's own memory: the same report
 ";
 
 const EXIT_CODES: &str = "\
@@ -253,6 +256,10 @@ pub(crate) struct ConvertArgs {
     /// The same as --level 3.
     #[arg(long, conflicts_with = "level")]
     small: bool,
+    /// Leave out pages that a report does not need, by what the guest's kernel says they are:
+    /// free ones, user memory, the page cache. Smaller, and fewer secrets.
+    #[arg(long, value_name = "free,user,cache")]
+    pub(crate) exclude: Option<Rules>,
     /// Replace FILE if it exists.
     #[arg(long)]
     pub(crate) force: bool,

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use scx_postmortem_analyze::addr::Gpa;
+use scx_postmortem_analyze::exclude;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::{Image, ImageKind, PhysicalMemory, may_write};
 use scx_postmortem_format::capture::{
-    AtomicFile, CaptureSpec, Existing, Extent, Manifest, MemoryKind, MemoryRegion, MemorySource,
-    MissingItem, Note, SourceInfo, ToolInfo, WriteOptions, write_capture,
+    AtomicFile, CaptureSpec, Excluded, Existing, Extent, Manifest, MemoryKind, MemoryRegion,
+    MemorySource, MissingItem, Note, SourceInfo, ToolInfo, WriteOptions, write_capture,
 };
 
 use crate::cli::{ConvertArgs, Failure};
@@ -95,13 +96,24 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         .map(|r| Extent::new(r.start.0, r.len))
         .collect();
 
+    let mut excluded = Excluded::default();
+    let no_exclusion = |why: &dyn std::fmt::Display| {
+        unusable(format!(
+            "{}: cannot tell which pages to leave out: {why}; convert it without --exclude",
+            args.core.display()
+        ))
+    };
     // Finding the kernel takes the image; the image comes back with it, or is opened again.
     let (image, found) = match Kernel::find(image, &Overrides::default()) {
         Ok(kernel) => {
             let text = kernel.vmcoreinfo.text().as_bytes().to_vec();
             manifest.kernel_release = Some(kernel.release().to_owned());
+            if let Some(rules) = args.exclude {
+                excluded = exclude::plan(&kernel, rules).map_err(|e| no_exclusion(&e))?;
+            }
             (kernel.image, Ok(text))
         }
+        Err(why) if args.exclude.is_some() => return Err(no_exclusion(&why)),
         Err(why) => (
             Image::open(&args.core).map_err(|e| unusable(e.to_string()))?,
             Err(why),
@@ -122,6 +134,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         memory,
         manifest,
         notes,
+        excluded,
         ..CaptureSpec::default()
     };
     let failed = |cause: &dyn std::fmt::Display| Failure {

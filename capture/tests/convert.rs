@@ -215,3 +215,92 @@ fn a_core_without_a_kernel_is_archived_with_the_reason() {
     assert_eq!(manifest.missing[0].what, "kernel");
     assert!(manifest.missing[0].reason.contains("looked for VMCOREINFO"));
 }
+
+#[test]
+fn excluded_pages_are_not_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let rules = ["--exclude", "free,user,cache"];
+    let (one, two) = (
+        dir.path().join("one.core.zst"),
+        dir.path().join("two.core.zst"),
+    );
+    for (output, threads) in [(&one, "1"), (&two, "2")] {
+        let done = convert(&elf, output, &rules, threads);
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    let bytes = fs::read(&one).unwrap();
+    assert!(
+        bytes == fs::read(&two).unwrap(),
+        "the bytes depend on the number of threads"
+    );
+    let capture = Capture::open(bytes).unwrap();
+    let manifest = capture.manifest().unwrap();
+    let names: Vec<&str> = manifest.excluded.iter().map(|e| &*e.rule).collect();
+    assert_eq!(names, ["free", "user", "cache"]);
+    assert!(manifest.excluded.iter().all(|e| e.bytes > 1 << 19));
+    // The manifest stays short: the pages themselves are in a note.
+    assert!(
+        capture.preamble().manifest_bytes < 600,
+        "{} bytes",
+        capture.preamble().manifest_bytes
+    );
+    assert!(capture.verify(None).is_sound());
+    let facts = source::describe(&one).unwrap();
+    assert!(!facts.damaged);
+    let left_out = facts.lines.iter().filter(|(key, _)| key == "left out");
+    let left_out: Vec<&str> = left_out.map(|(_, value)| &**value).collect();
+    assert_eq!(left_out.len(), 3, "{left_out:?}");
+    assert!(
+        left_out[0].ends_with("free pages (--exclude free)"),
+        "{left_out:?}"
+    );
+
+    // The ELF core in it has none of these pages either, and gives the same report.
+    let again = dir.path().join("again.elf");
+    source::export(&one, &again, &|_, _| ()).unwrap();
+    let without_input = |file: &Path| {
+        let mut json: serde_json::Value = serde_json::from_str(&json(file)).unwrap();
+        let own = json["postmortem"].as_object_mut().unwrap();
+        own.remove("input");
+        own.remove("provenance");
+        json
+    };
+    assert!(without_input(&again) == without_input(&elf));
+    assert!(fs::metadata(&again).unwrap().len() < fs::metadata(&elf).unwrap().len() * 2 / 3);
+}
+
+#[test]
+fn what_cannot_be_excluded_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let output = dir.path().join("x.core.zst");
+    let wrong = convert(&elf, &output, &["--exclude", "free,kernel"], "2");
+    assert_eq!(wrong.status.code(), Some(2));
+    let stderr = String::from_utf8(wrong.stderr).unwrap();
+    assert!(
+        stderr.contains("\"kernel\": expected a list of free, user and cache"),
+        "{stderr}"
+    );
+    // Without a kernel nobody can say what the pages are.
+    let mut bytes = fs::read(&elf).unwrap();
+    let mut at = 0;
+    while let Some(hit) = bytes[at..].windows(10).position(|w| w == b"VMCOREINFO") {
+        bytes[at + hit] = b'X';
+        at += hit + 1;
+    }
+    fs::write(&elf, bytes).unwrap();
+    let done = convert(&elf, &output, &["--exclude", "free"], "2");
+    assert_eq!(done.status.code(), Some(4));
+    let stderr = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        stderr.contains("cannot tell which pages to leave out")
+            && stderr.contains("convert it without --exclude"),
+        "{stderr}"
+    );
+    assert_eq!(names(dir.path()), ["core.elf"]);
+}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use scx_postmortem_format::capture::{
-    Capture, LEFT_OUT, MemoryKind, MemoryRegion, NoteEntry, OpenError as FormatError, ReadError,
-    note_types,
+    Absence, Capture, Excluded, ExcludedPages, LEFT_OUT, MemoryKind, MemoryRegion, NoteEntry,
+    OpenError as FormatError, ReadError, Rule, note_types,
 };
 
 use super::elf::{Note, NoteFacts};
@@ -35,6 +35,10 @@ impl PhysicalMemory for CaptureMemory {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         self.capture.read_physical(gpa.0, buf).map_err(|e| match e {
             ReadError::Hole { gpa } => Error::Hole(Gpa(gpa)),
+            ReadError::NotCaptured {
+                gpa,
+                cause: Absence::LeftOut(rule),
+            } => Error::LeftOut(Gpa(gpa), rule),
             ReadError::NotCaptured { gpa, .. } => Error::NotCaptured(Gpa(gpa)),
             other => {
                 if let ReadError::Corrupt { frame, offset, why } = other {
@@ -110,6 +114,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
                     (false, damage) => warnings.push(damage),
                 }
             }
+            chosen.extend(excluded_pages(&manifest.excluded));
             trigger = manifest.trigger.as_ref().map(|t| t.kind.clone());
         }
         Err(fault) => warnings.push(format!("the manifest cannot be read: {fault}")),
@@ -149,6 +154,10 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         .filter(|r| r.len > 0)
         .collect();
     regions.sort_by_key(|r| r.start);
+    let excluded = capture.excluded().cloned().unwrap_or_else(|fault| {
+        warnings.push(fault.to_string());
+        Excluded::default()
+    });
     let capture_manifest = capture.manifest().ok().cloned();
     Ok(Image {
         kind: ImageKind::Capture,
@@ -165,6 +174,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         early,
         manifest: capture_manifest,
         left_out: chosen,
+        excluded,
         trigger,
         warnings,
     })
@@ -208,6 +218,23 @@ fn not_captured(memory: &[MemoryRegion]) -> impl Iterator<Item = (bool, String)>
     })
 }
 
+/// A sentence for each rule that left out pages.
+pub(super) fn excluded_pages(rules: &[ExcludedPages]) -> impl Iterator<Item = String> {
+    rules.iter().take(MAX_SENTENCES).map(|sum| {
+        let ranges = match sum.runs {
+            1 => String::new(),
+            n => format!(" in {n} ranges"),
+        };
+        let rule = Rule::from_name(&sum.rule);
+        format!(
+            "{} bytes{ranges}: {} (--exclude {})",
+            sum.bytes,
+            rule.pages(),
+            sum.rule
+        )
+    })
+}
+
 /// What a note is, for people.
 pub(super) fn describe_note(note: &NoteEntry) -> String {
     let what = match (note.name.as_str(), note.kind) {
@@ -220,6 +247,7 @@ pub(super) fn describe_note(note: &NoteEntry) -> String {
         ("SCXPM", note_types::TIMELINE) => "monitor timeline",
         ("SCXPM", note_types::PERF_COUNTERS) => "perf counters",
         ("SCXPM", note_types::CONSOLE) => "end of the console",
+        ("SCXPM", note_types::EXCLUDED) => "pages that were left out",
         _ => "unknown to this version",
     };
     format!(

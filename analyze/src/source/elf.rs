@@ -5,6 +5,7 @@ use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::Elf;
 use goblin::elf::header::{EM_X86_64, ET_CORE};
 use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
+use scx_postmortem_format::capture::Excluded;
 
 use super::{FileBytes, Image, ImageKind, PhysicalMemory, RawNote, Region, VcpuRegs};
 use crate::addr::Gpa;
@@ -307,6 +308,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         early: false,
         manifest: None,
         left_out: Vec::new(),
+        excluded: Excluded::default(),
         trigger: None,
         warnings,
     })

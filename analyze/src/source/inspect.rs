@@ -5,10 +5,13 @@ use std::path::Path;
 
 use scx_postmortem_format::capture::{AtomicFile, Existing, ExportError as FormatExportError};
 
-use super::capture::{container, describe_note, held, vcpus};
+use super::capture::{container, describe_note, excluded_pages, held, vcpus};
 use super::{FileBytes, Image};
 use crate::bytes::to_u64;
 use crate::error::OpenError;
+
+/// Ranges of memory that are listed.
+const MAX_RANGES: usize = 32;
 
 /// Told of bytes done and bytes in all.
 pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
@@ -134,11 +137,15 @@ pub fn describe(path: &Path) -> Result<Facts, OpenError> {
         },
     );
     add("memory", size(held(&capture)));
-    for s in capture.segments() {
+    for s in capture.segments().iter().take(MAX_RANGES) {
         add(
             "",
             format!("{:#x}..{:#x}", s.gpa, s.gpa.saturating_add(s.bytes)),
         );
+    }
+    match capture.segments().len().saturating_sub(MAX_RANGES) {
+        0 => {}
+        more => add("", format!("and {more} more ranges")),
     }
     add("vCPUs", vcpus(capture.notes()).to_string());
     match capture.manifest() {
@@ -150,6 +157,9 @@ pub fn describe(path: &Path) -> Result<Facts, OpenError> {
             add("made from", manifest.source.kind.clone());
             if let Some(trigger) = &manifest.trigger {
                 add("trigger", trigger.kind.clone());
+            }
+            for what in excluded_pages(&manifest.excluded) {
+                add("left out", what);
             }
             for why in &manifest.degraded {
                 damaged = true;

@@ -21,7 +21,7 @@ pub use self::inspect::{
 };
 pub use self::map::FileBytes;
 pub use self::regs::VcpuRegs;
-use scx_postmortem_format::capture::Manifest;
+use scx_postmortem_format::capture::{Excluded, Manifest};
 
 use crate::addr::Gpa;
 use crate::error::{Error, OpenError};
@@ -127,6 +127,8 @@ pub struct Image {
     pub manifest: Option<Manifest>,
     /// Memory that was left out on purpose, and by which rule. Each a sentence.
     pub left_out: Vec<String>,
+    /// The pages that were left out by what the guest's kernel said they were.
+    pub excluded: Excluded,
     /// What made the capture fire, where the file tells.
     pub trigger: Option<String>,
     /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.
@@ -178,6 +180,7 @@ impl Image {
             early: false,
             manifest: None,
             left_out: Vec::new(),
+            excluded: Excluded::default(),
             trigger: None,
             warnings: Vec::new(),
         }

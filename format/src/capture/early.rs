@@ -1,7 +1,7 @@
 //! The early image of a dual capture: the late one, with the pages that differ.
 
 use super::error::{Absence, ReadError};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, MemoryKind};
 use super::note::{NoteEntry, note_types};
 use super::read::{Capture, NoteList, Stream, absent_ranges, overlapping, parse_manifest};
 use super::vcpu::VcpuState;
@@ -98,7 +98,10 @@ impl EarlyHead {
             .ok_or_else(|| malformed("it has no manifest"))
             .and_then(|note| capture.read_note_of(stream, note, MANIFEST_LIMIT))
             .and_then(|json| parse_manifest(&json));
-        let absent = manifest.as_ref().map(absent_ranges).unwrap_or_default();
+        let absent = manifest.as_ref().map_or_else(
+            |_| Vec::new(),
+            |manifest| absent_ranges(manifest, &[MemoryKind::NotCaptured]),
+        );
         Ok(Self {
             stream,
             notes,

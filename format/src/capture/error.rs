@@ -1,6 +1,8 @@
 //! What can go wrong with a capture file. Each message is one sentence: what was expected, what
 //! was found, what to do.
 
+use super::exclude::Rule;
+
 /// Why a file cannot be opened as a capture.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -133,16 +135,23 @@ pub enum ReadError {
 pub enum Absence {
     /// The writer says that it did not take it; the manifest's region has the reason.
     NotTaken,
+    /// It was left out on purpose, by a rule that the user chose.
+    LeftOut(Rule),
     /// It was taken, but the file was cut off before it.
     Truncated,
 }
 
 impl std::fmt::Display for Absence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::NotTaken => "the manifest lists the range as not captured",
-            Self::Truncated => "the file is truncated before it",
-        })
+        match self {
+            Self::NotTaken => f.write_str("the manifest lists the range as not captured"),
+            Self::LeftOut(rule) => write!(
+                f,
+                "it was left out on purpose, as one of the {} (--exclude {rule})",
+                rule.pages()
+            ),
+            Self::Truncated => f.write_str("the file is truncated before it"),
+        }
     }
 }
 

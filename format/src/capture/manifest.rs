@@ -27,6 +27,10 @@ pub struct Manifest {
     /// Memory of the guest. The writer adds what it captured; the caller lists what exists and
     /// was not captured. What is in neither is a hole.
     pub memory: Vec<MemoryRegion>,
+    /// Pages that were left out by what the guest's kernel says they are, summed up by rule. The
+    /// writer fills it in; the pages themselves are in a note of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<ExcludedPages>,
     /// Why the capture was taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<Trigger>,
@@ -95,12 +99,26 @@ pub struct MemoryRegion {
 /// How the reason of a range begins that was left out on purpose; what follows is the rule.
 pub const LEFT_OUT: &str = "left out: ";
 
+/// What one rule left out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExcludedPages {
+    /// The rule: `free`, `user`, `cache`.
+    pub rule: String,
+    /// Bytes that it left out.
+    pub bytes: u64,
+    /// In how many runs of pages.
+    pub runs: u64,
+}
+
 /// What a file has of a range of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryKind {
     /// All of it.
     Captured,
+    /// All of it but the pages that the note of excluded pages lists.
+    Partial,
     /// Nothing, although the guest had memory there.
     NotCaptured,
     /// Nothing, because the guest had no memory there. A range that is not listed is a hole too.

@@ -15,6 +15,7 @@ mod codec;
 mod early;
 mod elf;
 mod error;
+mod exclude;
 mod manifest;
 mod note;
 mod parallel;
@@ -28,9 +29,10 @@ pub use self::atomic::{AtomicFile, Existing, ensure_space, free_bytes};
 pub use self::early::Early;
 pub use self::elf::Segment;
 pub use self::error::{Absence, ExportError, OpenError, ReadError, WriteError};
+pub use self::exclude::{Excluded, Rule, Run};
 pub use self::manifest::{
-    EarlyInfo, LEFT_OUT, Manifest, MemoryKind, MemoryRegion, MissingItem, SourceInfo, Timings,
-    ToolInfo, Trigger,
+    EarlyInfo, ExcludedPages, LEFT_OUT, Manifest, MemoryKind, MemoryRegion, MissingItem,
+    SourceInfo, Timings, ToolInfo, Trigger,
 };
 pub use self::note::{Note, NoteEntry, note_types};
 pub use self::preamble::{EM_X86_64, Preamble};

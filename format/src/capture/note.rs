@@ -26,6 +26,9 @@ pub mod note_types {
     pub const PERF_COUNTERS: u32 = 0x5354_0005;
     /// `SCXPM`: the end of the console's output, bytes as they came.
     pub const CONSOLE: u32 = 0x5354_0006;
+    /// `SCXPM`: pages that were left out, and by which rule
+    /// ([`Excluded`](crate::capture::Excluded)).
+    pub const EXCLUDED: u32 = 0x5354_0007;
 }
 
 /// A note to be written.

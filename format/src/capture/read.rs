@@ -15,6 +15,7 @@ use super::elf::{
     EHDR_LEN, Headers, PHDR_LEN, parse_file_header, parse_note_header, parse_program_headers,
 };
 use super::error::{Absence, ExportError, OpenError, ReadError};
+use super::exclude::Excluded;
 use super::manifest::{Manifest, MemoryKind};
 use super::note::{NoteEntry, note_types};
 use super::parallel::{Spares, ordered};
@@ -26,6 +27,8 @@ use crate::bytes::{to_u64, to_usize};
 
 /// A manifest longer than this is not read.
 const MANIFEST_LIMIT: u64 = 16 << 20;
+/// A note of excluded pages longer than this is not read.
+const EXCLUDED_LIMIT: u64 = 64 << 20;
 /// Notes beyond this number are not listed.
 const NOTES_LIMIT: usize = 65_536;
 /// A note's name longer than this ends the list.
@@ -185,6 +188,7 @@ pub struct Capture<B> {
     manifest: Result<Manifest, ReadError>,
     /// Ranges that the manifest lists as not captured: first address, first address after.
     absent: Vec<(u64, u64)>,
+    excluded: OnceLock<Result<Excluded, ReadError>>,
     notes: OnceLock<NoteList>,
     early: OnceLock<Result<EarlyHead, ReadError>>,
 }
@@ -234,6 +238,7 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
                 why: "it was not read yet".into(),
             }),
             absent: Vec::new(),
+            excluded: OnceLock::new(),
             notes: OnceLock::new(),
             early: OnceLock::new(),
             bytes,
@@ -241,7 +246,8 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
         capture.headers = capture.read_headers()?;
         capture.manifest = capture.read_manifest();
         if let Ok(manifest) = &capture.manifest {
-            capture.absent = absent_ranges(manifest);
+            capture.absent =
+                absent_ranges(manifest, &[MemoryKind::NotCaptured, MemoryKind::Partial]);
         }
         Ok(capture)
     }
@@ -502,14 +508,32 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
     }
 
     fn nothing_at(&self, gpa: u64) -> ReadError {
-        if overlapping(&self.absent, gpa, 1).is_some() {
-            ReadError::NotCaptured {
-                gpa,
-                cause: Absence::NotTaken,
-            }
+        let rule = self.excluded().ok().and_then(|pages| pages.rule_at(gpa));
+        let cause = rule.map_or(Absence::NotTaken, Absence::LeftOut);
+        if rule.is_some() || overlapping(&self.absent, gpa, 1).is_some() {
+            ReadError::NotCaptured { gpa, cause }
         } else {
             ReadError::Hole { gpa }
         }
+    }
+
+    /// The pages that were left out on purpose; none for most captures.
+    ///
+    /// # Errors
+    /// As for [`read_note`](Self::read_note); [`ReadError::Malformed`] when it is no such list.
+    /// Such pages are then reported as not captured, without a rule.
+    pub fn excluded(&self) -> Result<&Excluded, &ReadError> {
+        let read = || {
+            let note = self.first_note(super::note::NAME, note_types::EXCLUDED, EXCLUDED_LIMIT);
+            let Some(note) = note.transpose()? else {
+                return Ok(Excluded::default());
+            };
+            Excluded::decode(&note).map_err(|why| ReadError::Malformed {
+                what: "the list of excluded pages".into(),
+                why: why.to_owned(),
+            })
+        };
+        self.excluded.get_or_init(read).as_ref()
     }
 
     /// Fills `buf` with bytes of the ELF core.
@@ -801,6 +825,7 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
         problems.extend(self.recovered.iter().map(ToString::to_string));
         problems.extend(self.manifest.as_ref().err().map(ToString::to_string));
         problems.extend(self.notes_fault().map(ToString::to_string));
+        problems.extend(self.excluded().err().map(ToString::to_string));
         if self.preamble.dual {
             problems.extend(self.early().err().map(|e| e.to_string()));
         }
@@ -989,12 +1014,12 @@ pub(super) fn parse_manifest(json: &[u8]) -> Result<Manifest, ReadError> {
     })
 }
 
-/// The ranges that a manifest lists as not captured, ascending and disjoint.
-pub(super) fn absent_ranges(manifest: &Manifest) -> Vec<(u64, u64)> {
+/// The ranges that a manifest lists as one of `kinds`, ascending and disjoint.
+pub(super) fn absent_ranges(manifest: &Manifest, kinds: &[MemoryKind]) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = manifest
         .memory
         .iter()
-        .filter(|r| r.kind == MemoryKind::NotCaptured)
+        .filter(|r| kinds.contains(&r.kind))
         .map(|r| (r.gpa, r.gpa.saturating_add(r.bytes)))
         .filter(|(start, end)| start < end)
         .collect();

@@ -4,10 +4,11 @@ use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 
 use super::codec::{Compressor, ZERO_FRAME, ZEROS, is_zero};
-use super::elf::{Layout, check_extents, note_segment};
+use super::elf::{Layout, MAX_SEGMENTS, check_extents, note_segment};
 use super::error::WriteError;
-use super::manifest::{Manifest, MemoryKind, MemoryRegion};
-use super::note::Note;
+use super::exclude::Excluded;
+use super::manifest::{ExcludedPages, Manifest, MemoryKind, MemoryRegion};
+use super::note::{Note, note_types};
 use super::parallel::{Spares, ordered};
 use super::preamble::{INTEGRITY_LEN, Integrity, Preamble, SKIPPABLE_MAGIC};
 use super::table::{EARLY_MARK, EARLY_PREFIX, MAX_ENTRIES, TableBuilder};
@@ -19,6 +20,9 @@ pub const LEVEL_DEFAULT: i32 = 1;
 
 /// The level for `--small`: a few per cent smaller for a third more time.
 pub const LEVEL_SMALL: i32 = 3;
+
+/// Pages are left out in stretches of at least so many bytes.
+const SHORTEST_STRETCH: u64 = 4096;
 
 /// Frames per unit of parallel work.
 const UNIT: u64 = 4;
@@ -87,6 +91,8 @@ pub struct CaptureSpec<'a> {
     pub notes: Vec<Note>,
     /// Notes that come after memory: large ones whose content the image holds too.
     pub tail_notes: Vec<Note>,
+    /// Pages of `memory` to leave out. Single ones stay where there would be too many ranges.
+    pub excluded: Excluded,
     /// The early image of a dual capture.
     pub early: Option<EarlySpec<'a>>,
 }
@@ -98,6 +104,7 @@ impl std::fmt::Debug for CaptureSpec<'_> {
             .field("manifest", &self.manifest)
             .field("notes", &self.notes.len())
             .field("tail_notes", &self.tail_notes.len())
+            .field("excluded", &self.excluded.runs().len())
             .field("early", &self.early.is_some())
             .finish()
     }
@@ -390,16 +397,34 @@ struct Writer<'a> {
 }
 
 /// Adds `captured` to the ranges that the caller listed, refusing contradictions.
-fn complete(manifest: &Manifest, captured: &[Extent]) -> Result<Manifest, WriteError> {
+fn complete(
+    manifest: &Manifest,
+    captured: &[Extent],
+    excluded: &Excluded,
+) -> Result<Manifest, WriteError> {
     let mut manifest = manifest.clone();
     manifest.version = 1;
-    manifest.memory.retain(|r| r.kind != MemoryKind::Captured);
+    let rules = excluded.by_rule().into_iter();
+    manifest.excluded = rules
+        .map(|(rule, bytes, runs)| ExcludedPages {
+            rule: rule.name().to_owned(),
+            bytes,
+            runs,
+        })
+        .collect();
+    let kind = if excluded.is_empty() {
+        MemoryKind::Captured
+    } else {
+        MemoryKind::Partial
+    };
+    let ours = [MemoryKind::Captured, MemoryKind::Partial];
+    manifest.memory.retain(|r| !ours.contains(&r.kind));
     manifest
         .memory
         .extend(captured.iter().map(|e| MemoryRegion {
             gpa: e.gpa,
             bytes: e.bytes,
-            kind: MemoryKind::Captured,
+            kind,
             reason: None,
         }));
     manifest.memory.sort_by_key(|r| r.gpa);
@@ -447,18 +472,20 @@ impl<'a> Writer<'a> {
             )));
         }
         check_extents(&spec.memory, "memory segments")?;
-        let mut manifest = complete(&spec.manifest, &spec.memory)?;
+        let (excluded, kept) = spec
+            .excluded
+            .fit(&spec.memory, SHORTEST_STRETCH, MAX_SEGMENTS);
+        let mut manifest = complete(&spec.manifest, &spec.memory, &excluded)?;
         if spec.early.is_some() {
             manifest.early.get_or_insert_default();
         } else {
             manifest.early = None;
         }
-        let layout = Layout::new(
-            &spec.memory,
-            &spec.notes,
-            to_json(&manifest)?,
-            &spec.tail_notes,
-        )?;
+        let mut notes = spec.notes.clone();
+        if !excluded.is_empty() {
+            notes.push(Note::scxpm(note_types::EXCLUDED, excluded.encode()));
+        }
+        let layout = Layout::new(&kept, &notes, to_json(&manifest)?, &spec.tail_notes)?;
         let late = Memory::new(source, &layout.segments, Vec::new())?;
         let early = match &spec.early {
             None => None,
@@ -472,7 +499,7 @@ impl<'a> Writer<'a> {
                     .collect();
                 check_extents(&absent, "ranges that the early image lacks")?;
                 let known = subtract(&spec.memory, &absent);
-                let manifest = to_json(&complete(&early.manifest, &known)?)?;
+                let manifest = to_json(&complete(&early.manifest, &known, &excluded)?)?;
                 let notes = note_segment(&early.notes, manifest)
                     .ok_or_else(|| WriteError::Spec("a note is longer than 4 GiB".into()))?;
                 let memory = Memory::new(early.source, &layout.segments, absent)?;
