@@ -72,9 +72,8 @@ def watch(program, kernel, archive, cpus, seconds, where):
     return json.loads(said)
 
 
-def report_of(core, out):
-    command = ["cargo", "run", "--release", "-q", "--bin", "analyze", "--", core, "--format", "json", "-o", out]
-    subprocess.run(command, check=True, cwd=ROOT)
+def report_of(analyze, core, out):
+    subprocess.run([analyze, core, "--format", "json", "-o", out], check=True)
     return json.loads(out.read_text())
 
 
@@ -160,7 +159,7 @@ def main():
                     if attempt + 1 == options.attempts:
                         raise
                     print(f"{short}: {error}; trying again", file=sys.stderr)
-            wrong = differences(sample, report_of(where / "core.elf", where / "report.json"))
+            wrong = differences(sample, report_of(program.parent.parent / "analyze", where / "core.elf", where / "report.json"))
             depths = starved(json.loads((where / "timeline.json").read_text()))
         if depths[0] != 0 or max(depths) < 6:
             wrong.append(f"the depth of the starved queue went from {depths[0]} to {max(depths)}, expected 0 to 6 or more")
