@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use rayon::prelude::*;
+use scx_postmortem_format::capture::Timeline;
 use scx_postmortem_format::report::reasons;
 use scx_postmortem_format::report::{
     EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo, LogRecord,
@@ -17,6 +18,7 @@ use scx_postmortem_format::report::{
 
 use crate::addr::Kva;
 use crate::diagnose;
+use crate::history;
 use crate::kernel::{Kernel, cpu_list};
 use crate::recover::Casts;
 use crate::source::VcpuRegs;
@@ -190,12 +192,13 @@ pub fn analyze_timed(
     };
     report.scx_sched_state = state.state;
     add_bpf(&mut report, &mut own, bpf, &btfs, &mut remarks);
+    add_history(&mut report, &mut own, kernel, &mut remarks);
     let uptime_ns = own.kernel.as_ref().and_then(|k| k.uptime_ns);
     if let Some(uptime_ns) = uptime_ns
         && !own.event_counters.is_empty()
     {
-        report.event_counter_timeline =
-            vec![events::sample(&own.event_counters, uptime_ns / 1_000_000)];
+        let now = events::sample(&own.event_counters, uptime_ns / 1_000_000);
+        report.event_counter_timeline.push(now);
     }
     own.starved = starved(&own, &rqs, &dsqs);
     for rq in rqs {
@@ -266,6 +269,31 @@ const GLOBALS: &str = "this kernel keeps its scheduler in globals (before 6.16),
 
 /// The section of the vCPUs' registers. A file can be whole without them.
 pub const VCPU_REGS: &str = "vcpu_regs";
+
+/// The samples of the monitor, if there was one.
+fn add_history(
+    report: &mut FailureDumpReport,
+    own: &mut PostmortemReport,
+    kernel: &Kernel,
+    remarks: &mut Remarks,
+) {
+    let Some(note) = &kernel.image.timeline else {
+        return;
+    };
+    match Timeline::decode(note) {
+        Ok(timeline) => {
+            let (history, counters) = history::read(&timeline, remarks);
+            own.history = Some(history);
+            // In the order of time: what the probe kept is the last of it, if it is there.
+            report.event_counter_timeline.splice(0..0, counters);
+        }
+        Err(why) => remarks.unavailable.push(Unavailable {
+            section: "history".to_owned(),
+            code: UnavailableCode::Unparsable,
+            reason: format!("the note of the monitor: {why}"),
+        }),
+    }
+}
 
 /// Puts the BPF objects into both parts of the report.
 fn add_bpf(

@@ -8,6 +8,7 @@
 //! - [`recover`]: what the programs' instructions tell about integers that hold pointers;
 //! - [`render`]: bytes and a BTF type to a value that a report can show;
 //! - [`walk`]: one file per walker, each producing its part of the report;
+//! - [`monitor`]: the few figures that are sampled while a guest runs;
 //! - [`diagnose`]: what a person should look at first;
 //! - [`exclude`]: which pages are free, user memory or page cache;
 //! - [`reduce`]: a capture of only the pages that a report reads;
@@ -19,7 +20,9 @@ pub mod analysis;
 pub mod diagnose;
 pub mod error;
 pub mod exclude;
+pub mod history;
 pub mod kernel;
+pub mod monitor;
 pub mod object;
 pub mod recover;
 pub mod reduce;

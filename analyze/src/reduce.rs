@@ -238,6 +238,8 @@ impl Recorded {
             .map(|note| Note::new(&note.name, note.kind, note.desc.clone()))
             .collect();
         notes.push(Note::vmcoreinfo(vmcoreinfo));
+        let timeline = image.timeline.iter();
+        notes.extend(timeline.map(|t| Note::scxpm(note_types::TIMELINE, t.clone())));
         let tail_notes = image
             .btf
             .iter()

@@ -139,6 +139,10 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         warnings.push(format!("the BTF note cannot be read: {fault}"));
         None
     });
+    let timeline = capture.timeline().unwrap_or_else(|fault| {
+        warnings.push(format!("the note of the monitor cannot be read: {fault}"));
+        None
+    });
     let early = capture.preamble().dual
         && capture
             .early()
@@ -171,6 +175,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         vmcoreinfo: facts.vmcoreinfo,
         missing: Vec::new(),
         btf,
+        timeline,
         early,
         manifest: capture_manifest,
         left_out: chosen,

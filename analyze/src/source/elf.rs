@@ -305,6 +305,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         vmcoreinfo: facts.vmcoreinfo,
         missing,
         btf: None,
+        timeline: None,
         early: false,
         manifest: None,
         left_out: Vec::new(),

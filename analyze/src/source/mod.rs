@@ -121,6 +121,8 @@ pub struct Image {
     pub vmcoreinfo: Option<Vec<u8>>,
     /// vmlinux BTF, when the file carries it apart from memory.
     pub btf: Option<Vec<u8>>,
+    /// What a monitor saw before the stop, as the note has it (`Timeline::decode`).
+    pub timeline: Option<Vec<u8>>,
     /// Whether the file also holds an image of the same guest from some time before.
     pub early: bool,
     /// The manifest of a capture.
@@ -177,6 +179,7 @@ impl Image {
             register_notes: Vec::new(),
             vmcoreinfo: Some(vmcoreinfo),
             btf: None,
+            timeline: None,
             early: false,
             manifest: None,
             left_out: Vec::new(),

@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 
+use scx_postmortem_format::capture::PsiSample;
 use scx_postmortem_format::report::{
     CgroupPressure, CgroupPsiStat, Hex, Pressure, PressureGroup, PressureInfo, PressureLine,
     Unavailable, UnavailableCode,
@@ -17,7 +18,7 @@ use scx_postmortem_format::report::{
 
 use super::{Limits, Remarks, static_key};
 use crate::addr::Kva;
-use crate::bytes::to_usize;
+use crate::bytes::{le_u64, to_u64, to_usize};
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, WalkEnd};
 use crate::object::Object;
@@ -180,6 +181,72 @@ fn percent(raw: u64) -> String {
     let whole = raw >> FSHIFT;
     let frac = ((raw & ((1 << FSHIFT) - 1)) * 100) >> FSHIFT;
     format!("{whole}.{frac:02}")
+}
+
+/// The pressure of the system alone, resolved once: for a monitor that reads it many times.
+#[derive(Debug)]
+pub struct System {
+    at: Kva,
+    count: u64,
+    aggregators: u64,
+    avgs_at: u64,
+    states: Vec<(&'static str, u64)>,
+}
+
+impl System {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// When this kernel has no pressure stall information, or it is off.
+    pub fn find(kernel: &Kernel) -> Result<Self> {
+        let group = group_of_system(kernel)?;
+        if static_key(kernel, "psi_disabled")? {
+            return Err(Error::Implausible {
+                what: "the static key psi_disabled".into(),
+                found: "on".into(),
+                why: "off: the kernel was started with psi=0, or without psi=1",
+            });
+        }
+        let states = States::find(kernel, &mut Remarks::default())?;
+        let figures = Figures::read(&group, &states)?;
+        let aggregators = to_u64(figures.total.len()) / states.count.max(1);
+        let named = [
+            ("cpu_some", states.cpu.0),
+            ("memory_some", states.memory.0),
+            ("memory_full", states.memory.1),
+            ("io_some", states.io.0),
+            ("io_full", states.io.1),
+            ("irq_full", states.irq_full),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(name, state)| Some((name, state?)));
+        Ok(Self {
+            at: group.address(),
+            count: states.count,
+            aggregators,
+            avgs_at: figures.avgs_at,
+            states: named.collect(),
+        })
+    }
+
+    /// Reads it, as the kernel last stored it.
+    ///
+    /// # Errors
+    /// When the memory cannot be read.
+    pub fn read(&self, kernel: &Kernel) -> Result<Vec<PsiSample>> {
+        let group = kernel.object("struct psi_group", self.at)?;
+        let avg = group.member("avg")?.address();
+        let avg = kernel.read_bytes(avg, self.count * 3 * 8)?;
+        let total = group.member("total")?.address();
+        let total = kernel.read_bytes(total, self.count * self.aggregators * 8)?;
+        let number = |bytes: &[u8], index: u64| le_u64(bytes, to_usize(index * 8));
+        let states = self.states.iter().map(|&(what, state)| {
+            let total = number(&total, self.avgs_at + state);
+            crate::monitor::psi_sample(what, number(&avg, state * 3), total)
+        });
+        Ok(states.collect())
+    }
 }
 
 /// Reads all groups.

@@ -22,6 +22,7 @@ mod parallel;
 mod preamble;
 mod read;
 mod table;
+mod timeline;
 mod vcpu;
 mod write;
 
@@ -38,6 +39,10 @@ pub use self::note::{Note, NoteEntry, note_types};
 pub use self::preamble::{EM_X86_64, Preamble};
 pub use self::read::{
     BadFrame, Capture, OpenOptions, Progress, Recovered, RecoveredCause, VerifyReport,
+};
+pub use self::timeline::{
+    Attached, CpuSample, DsqSample, PsiSample, Sample, SeenScheduler, Series, TIMELINE_LIMIT,
+    TIMELINE_VERSION, Timeline, WaitingSample, series,
 };
 pub use self::vcpu::{
     DebugRegs, DescriptorTable, GeneralRegs, Msr, SegmentReg, SpecialRegs, VcpuState,

@@ -417,6 +417,20 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
             .transpose()
     }
 
+    /// The monitor's samples as the note has them; `None` when the capture has no such note.
+    /// [`Timeline::decode`](super::Timeline::decode) takes them apart.
+    ///
+    /// # Errors
+    /// As for [`read_note`](Self::read_note).
+    pub fn timeline(&self) -> Result<Option<Vec<u8>>, ReadError> {
+        self.first_note(
+            super::note::NAME,
+            note_types::TIMELINE,
+            super::TIMELINE_LIMIT,
+        )
+        .transpose()
+    }
+
     /// The content of each `CORE` / NT_PRSTATUS note, in vCPU order.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod deferred;
 mod dump;
 mod findings;
 mod hex;
+mod history;
 mod kernel_dump;
 mod kernel_side;
 pub mod limits;
@@ -58,6 +59,7 @@ pub use dump::{
 };
 pub use findings::{Finding, FindingEvidence};
 pub use hex::{Hex, hex_bytes, hex_string};
+pub use history::*;
 pub use kernel_dump::*;
 pub use kernel_side::*;
 pub use locks::*;

@@ -14,6 +14,7 @@ use super::cpu_state::{
 use super::deferred::{TimerInfo, WorkqueueInfo};
 use super::findings::Finding;
 use super::hex::Hex;
+use super::history::History;
 use super::kernel_dump::{DumpComparison, KernelDump};
 use super::kernel_side::{IrqCount, LogRecord, PressureInfo, SchedStats};
 use super::locks::{LockInfo, LockWait, NamedTask};
@@ -70,6 +71,9 @@ pub struct PostmortemReport {
     /// The scheduler's event counters at this moment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub event_counters: Vec<EventCounter>,
+    /// What a monitor saw before this moment. Absent without a monitor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<History>,
     /// Each CPU and its run queue.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cpus: Vec<CpuInfo>,

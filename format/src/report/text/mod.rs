@@ -13,6 +13,7 @@ mod card;
 mod cpus;
 mod deferred;
 mod escape;
+mod history;
 mod kernel_side;
 mod map;
 mod postmortem;

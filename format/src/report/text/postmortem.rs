@@ -14,6 +14,7 @@ use super::bpf_objects;
 use super::card::card;
 use super::deferred::{overdue_timers, overdue_works};
 use super::escape::Escaped;
+use super::history::history;
 use super::kernel_side;
 use super::stacks::{frame_line, stacks};
 
@@ -56,6 +57,7 @@ impl PostmortemReport {
             ),
             section("stacks", Some(stacks(self))),
             self.counters(),
+            section("before the stop", self.history.as_ref().map(history)),
             section(
                 "bpf scheduler",
                 self.active.as_ref().map(bpf_objects::active),
