@@ -165,6 +165,9 @@ pub(crate) struct WhenArgs {
     /// At which moment of a scheduler's failure the image is taken.
     #[arg(long, value_enum, default_value_t = Moment::Dump)]
     pub(crate) moment: Moment,
+    /// Do not sample the guest's counters and queues on the way.
+    #[arg(long)]
+    pub(crate) no_monitor: bool,
     /// Take a capture after so many seconds, whatever happens.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) after: Option<u64>,
@@ -189,6 +192,10 @@ pub(crate) struct OutputArgs {
     /// or object, or `guest`. Made if it is not there.
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     output_dir: Option<PathBuf>,
+    /// Leave out pages that a report does not need, by what the guest's kernel says they are:
+    /// free ones, user memory, the page cache. Smaller, and fewer secrets.
+    #[arg(long, value_name = "free,user,cache")]
+    pub(crate) exclude: Option<Rules>,
     /// Give up writing when the file has become larger than this, as 200M or 1G. What there is by
     /// then is kept under a name that ends in .partial.
     #[arg(long, value_name = "SIZE", value_parser = size)]

@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use scx_postmortem_analyze::addr::Gpa;
+use scx_postmortem_analyze::source::{PhysicalMemory, Region};
 use scx_postmortem_format::capture::{Extent, MemorySource, Timings};
 
 use crate::machine::{Copied, Event, Frozen, GuestMemory, Machine, MachineError, Room, Stop};
@@ -73,12 +75,16 @@ pub(crate) struct Triggers {
     pub(crate) timeout: Option<Duration>,
     /// The guest goes on after the late image, so that this is a copy.
     pub(crate) goes_on: bool,
+    /// Take a capture at once.
+    pub(crate) at_once: bool,
+    /// How often the monitor takes a sample.
+    pub(crate) sample_every: Option<Duration>,
 }
 
 /// Why an image was taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Fired {
-    /// Stable name: `scx_exit`, `runnable_age`, `panic`, `console`, `signal`, `time`, `lost`.
+    /// Stable name: `scx_exit`, `runnable_age`, `panic`, `console`, `signal`, `time`, `asked`, `lost`.
     pub(crate) kind: &'static str,
     /// For people.
     pub(crate) detail: String,
@@ -105,7 +111,7 @@ impl Fired {
 
     /// Whether something failed, or a capture was only asked for.
     pub(crate) fn is_failure(&self) -> bool {
-        !matches!(self.kind, "signal" | "time")
+        !matches!(self.kind, "signal" | "time" | "asked")
     }
 }
 
@@ -114,7 +120,7 @@ pub(crate) enum Memory {
     /// The guest's own; the guest stands still or has ended.
     Own(GuestMemory),
     /// A copy; the guest went on.
-    Copy(Box<Copied>),
+    Copy(Arc<Copied>),
 }
 
 impl Memory {
@@ -125,11 +131,31 @@ impl Memory {
         }
     }
 
+    /// The same memory, for a kernel to be found in.
+    pub(crate) fn physical(&self) -> std::io::Result<Box<dyn PhysicalMemory>> {
+        Ok(match self {
+            Self::Own(memory) => Box::new(memory.share()?),
+            Self::Copy(memory) => Box::new(Shared(Arc::clone(memory))),
+        })
+    }
+
     pub(crate) fn source(&self) -> &dyn MemorySource {
         match self {
             Self::Own(memory) => memory,
             Self::Copy(memory) => memory.as_ref(),
         }
+    }
+}
+
+struct Shared(Arc<Copied>);
+
+impl PhysicalMemory for Shared {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> scx_postmortem_analyze::Result<()> {
+        PhysicalMemory::read(self.0.as_ref(), gpa, buf)
+    }
+
+    fn regions(&self) -> &[Region] {
+        self.0.regions()
     }
 }
 
@@ -230,6 +256,7 @@ pub(crate) struct Coordinator<'a> {
     started: Instant,
     found: Option<Found>,
     searched: Option<Instant>,
+    sampled: Option<Instant>,
     why_not: String,
     console: Vec<u8>,
     /// How much of `console` was searched.
@@ -273,6 +300,7 @@ impl<'a> Coordinator<'a> {
             started: Instant::now(),
             found: None,
             searched: None,
+            sampled: None,
             why_not: "the guest wrote nothing to its console".into(),
             console: Vec::new(),
             seen: 0,
@@ -352,6 +380,10 @@ impl<'a> Coordinator<'a> {
         if self.triggers.now.swap(false, Ordering::Relaxed) {
             return Some(Fired::new("signal", "SIGUSR1 to capture"));
         }
+        // Not before it is known whose memory it is.
+        if self.triggers.at_once && (self.found.is_some() || self.searched.is_some()) {
+            return Some(Fired::new("asked", "as it is now (--now)"));
+        }
         let after = self.triggers.after?;
         let text = format!("{} s after the start", after.as_secs());
         (self.started.elapsed() >= after).then(|| Fired::new("time", text))
@@ -408,6 +440,7 @@ impl<'a> Coordinator<'a> {
             self.search_kernel(machine)?;
             return Ok(None);
         }
+        self.monitor();
         if let Some(fired) = self.overdue() {
             return Ok(Some(fired));
         }
@@ -457,6 +490,17 @@ impl<'a> Coordinator<'a> {
             return Ok(None);
         };
         Ok(Some(self.failed(scheduler, by, "exit kind seen in memory")))
+    }
+
+    /// Takes a sample when one is due.
+    fn monitor(&mut self) {
+        let Some(every) = self.triggers.sample_every else {
+            return;
+        };
+        if self.sampled.is_none_or(|at| at.elapsed() >= every) {
+            self.eyes.sample(self.started.elapsed());
+            self.sampled = Some(Instant::now());
+        }
     }
 
     /// What should have happened and did not.
@@ -658,6 +702,10 @@ impl<'a> Coordinator<'a> {
         } else {
             hold(machine, fired, self.started)?
         };
+        // The guest's last state is its timeline's last sample.
+        if self.triggers.sample_every.is_some() {
+            self.eyes.sample(self.started.elapsed());
+        }
         self.listen(machine);
         Ok((End::Late, Some(snapshot)))
     }
@@ -750,7 +798,7 @@ fn copy(
         fired,
         frozen,
         copied: Some(copied.bytes()),
-        memory: Memory::Copy(Box::new(copied)),
+        memory: Memory::Copy(Arc::new(copied)),
         timings,
         taken: start,
         freeze,

@@ -14,8 +14,11 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use scx_postmortem_analyze::exclude::{self, Rules};
+use scx_postmortem_analyze::kernel::{Kernel, Overrides};
+use scx_postmortem_analyze::source::Image;
 use scx_postmortem_format::capture::{
-    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Existing, Manifest, MissingItem, Note,
+    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Excluded, Existing, Manifest, MissingItem, Note, Run,
     SourceInfo, Summary, ToolInfo, Trigger, WriteError, WriteOptions, WriteProgress, note_types, write_capture,
 };
 use scx_postmortem_format::report::{
@@ -50,6 +53,8 @@ pub(crate) struct Target<'a> {
     pub(crate) output: &'a Path,
     pub(crate) existing: Existing,
     pub(crate) level: i32,
+    /// Pages to leave out.
+    pub(crate) exclude: Option<Rules>,
     /// Largest file that is wanted, bytes; `show` breaks off above it.
     pub(crate) max_size: Option<u64>,
     pub(crate) show: &'a (dyn Fn(WriteProgress) -> ControlFlow<()> + Sync),
@@ -247,6 +252,7 @@ fn single(
     early_skipped: Option<String>,
 ) -> Result<Saved, NotSaved> {
     let mut spec = spec(guest, snapshot);
+    exclude(guest, &[snapshot], target, &mut spec);
     if let Some(why) = early_skipped {
         let extra = &mut spec.manifest.extra;
         extra.insert("early_skipped_reason".into(), why.into());
@@ -262,6 +268,7 @@ fn dual(
     target: &Target<'_>,
 ) -> Result<Saved, NotSaved> {
     let mut spec = spec(guest, late);
+    exclude(guest, &[late, early], target, &mut spec);
     let before = late.taken.saturating_duration_since(early.taken);
     let mut trigger = trigger(early);
     let extra = &mut trigger.extra;
@@ -282,6 +289,61 @@ fn dual(
         notes: notes(guest, early),
     });
     write(&spec, late, target.output, target)
+}
+
+/// Leaves pages out that all of the images can do without. Without a kernel to ask, or with one
+/// that is not understood, nothing is left out, and the manifest says so.
+fn exclude(
+    guest: &Guest,
+    images: &[&Snapshot],
+    target: &Target<'_>,
+    spec: &mut CaptureSpec<'_>,
+) {
+    let Some(rules) = target.exclude else {
+        return;
+    };
+    let plans = images.iter().map(|image| {
+        let kernel = guest.kernel.as_ref().ok_or(&guest.why_not)?;
+        let memory = image.memory.physical().map_err(|e| e.to_string())?;
+        let image = Image::live(memory, kernel.vmcoreinfo.clone());
+        let kernel = Kernel::find(image, &Overrides::default())?;
+        exclude::plan(&kernel, rules).map_err(|e| e.to_string())
+    });
+    let plans: Result<Vec<Excluded>, String> = plans.collect();
+    match plans {
+        Ok(plans) => spec.excluded = plans.into_iter().reduce(both).unwrap_or_default(),
+        Err(reason) => spec.manifest.missing.push(MissingItem {
+            what: "exclusion of pages".into(),
+            reason,
+        }),
+    }
+}
+
+/// What both leave out, by the rules of the first.
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a fold")]
+fn both(one: Excluded, other: Excluded) -> Excluded {
+    let mut out = Excluded::default();
+    let mut rest = other.runs();
+    for run in one.runs() {
+        let end = run.gpa.saturating_add(run.bytes);
+        while let Some((first, behind)) = rest.split_first() {
+            let first_end = first.gpa.saturating_add(first.bytes);
+            let from = run.gpa.max(first.gpa);
+            let to = end.min(first_end);
+            if from < to {
+                out.push(Run {
+                    gpa: from,
+                    bytes: to - from,
+                    rule: run.rule,
+                });
+            }
+            if first_end > end {
+                break;
+            }
+            rest = behind;
+        }
+    }
+    out
 }
 
 fn write(
@@ -327,4 +389,42 @@ fn write(
 pub(crate) fn check(path: &Path, existing: Existing) -> io::Result<()> {
     // Created and dropped: that is the check.
     AtomicFile::create(path, existing).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use scx_postmortem_format::capture::Rule;
+
+    use super::*;
+
+    #[test]
+    fn only_what_both_leave_out_is_left_out() {
+        let of = |runs: &[(u64, u64)], rule: Rule| {
+            let mut excluded = Excluded::default();
+            for &(gpa, bytes) in runs {
+                excluded.push(Run { gpa, bytes, rule });
+            }
+            excluded
+        };
+        let late = of(&[(0, 0x3000), (0x8000, 0x4000)], Rule::Free);
+        let early = of(&[(0x1000, 0x8000), (0xa000, 0x1000), (0xb000, 0x9000)], Rule::User);
+        let both = both(late, early);
+        let runs: Vec<_> = both.runs().iter().map(|r| (r.gpa, r.bytes, r.rule)).collect();
+        assert_eq!(
+            runs,
+            [
+                (0x1000, 0x2000, Rule::Free),
+                (0x8000, 0x1000, Rule::Free),
+                (0xa000, 0x2000, Rule::Free),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tag_goes_before_both_parts_of_the_ending() {
+        let path = tagged(Path::new("out/foo.core.zst"), SNAPSHOT_TAG_EARLY_DEGRADED);
+        assert_eq!(path, Path::new("out/foo.snapshot.early-degraded.core.zst"));
+        let path = tagged(Path::new("foo"), SNAPSHOT_TAG_EARLY_DEGRADED);
+        assert_eq!(path, Path::new("foo.snapshot.early-degraded"));
+    }
 }

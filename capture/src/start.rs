@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use scx_postmortem_analyze::analysis::{self, Options};
@@ -22,7 +22,7 @@ use crate::guest::{self, Wanted};
 use crate::machine::Machine;
 use crate::machine::qemu::{Config, Qemu};
 use crate::save::{self, Guest, Saved, Target};
-use crate::watch::Live;
+use crate::watch::{Live, SAMPLE_EVERY};
 
 /// Exit code: the output could not be written.
 const OUTPUT: u8 = 1;
@@ -37,8 +37,9 @@ const ENDED: u8 = 7;
 /// Exit code: there was a failure, and a capture of it.
 const FAILED: u8 = 10;
 
-/// What the kernel is always told: where its console is, and to stand still after a panic.
-const APPEND: &str = "console=ttyS0 panic=0 tsc=reliable";
+/// What the kernel is always told: where its console is, to stand still after a panic, and not to
+/// doubt its clocks: on a busy host an emulated one comes late, and the kernel gives up.
+const APPEND: &str = "console=ttyS0 panic=0 tsc=reliable no_timer_check";
 /// Lines of the console that are shown when a scheduler did not run.
 const SHOWN: usize = 15;
 
@@ -156,7 +157,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     let output = Output::new(&args.to, "guest", &[])?;
     let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
     triggers.goes_on = true;
-    triggers.now.store(args.now, Ordering::Relaxed);
+    triggers.at_once = args.now;
     let mut machine = Qemu::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
     follow(&mut machine, triggers, "capture attach", &output, None)
@@ -193,8 +194,13 @@ fn follow(
         kernel,
         why_not,
         console: coordinator.console_tail().to_vec(),
-        notes: Vec::new(),
         suppressed: coordinator.suppressed,
+        notes: Vec::new(),
+    };
+    drop(coordinator);
+    let guest = Guest {
+        notes: eyes.timeline().into_iter().collect(),
+        ..guest
     };
     finish(output, &guest, outcome, timeout)
 }
@@ -204,6 +210,8 @@ fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
         moment: args.moment,
         early: args.dual,
         goes_on: false,
+        at_once: false,
+        sample_every: (!args.no_monitor).then_some(SAMPLE_EVERY),
         console: Vec::new(),
         after: args.after.map(Duration::from_secs),
         timeout: args.timeout.map(Duration::from_secs),
@@ -263,6 +271,7 @@ fn finish(
         existing: output.existing(),
         level: output.args.level,
         max_size: output.args.max_size,
+        exclude: output.args.exclude,
         show: &show,
     };
     let end = outcome.end.clone();

@@ -4,13 +4,18 @@
 //! `scx_watchdog_timestamp`. Everything read can be torn, since nothing is stopped: a value is
 //! acted upon only where a wrong one does no harm, or after it was read again.
 
+use std::time::Duration;
+
 use scx_postmortem_analyze::addr::Kva;
 use scx_postmortem_analyze::error::Result;
 use scx_postmortem_analyze::kernel::vmcoreinfo::Vmcoreinfo;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
+use scx_postmortem_analyze::monitor::Sampler;
 use scx_postmortem_analyze::object::Object;
 use scx_postmortem_analyze::source::Image;
 use scx_postmortem_analyze::walk::{Limits, Remarks, clock, sched};
+
+use scx_postmortem_format::capture::{Note, Timeline};
 
 use crate::machine::{GuestMemory, Touched};
 
@@ -18,6 +23,8 @@ use crate::machine::{GuestMemory, Touched};
 const FIRST_ERROR: i64 = 1024;
 /// Most tasks of a CPU that are looked at.
 const MAX_RUNNABLE: usize = 4096;
+/// How far apart the monitor's samples are.
+pub(crate) const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// An age above this is a torn read (the contract's section 6.13).
 const MAX_AGE: u64 = 86_400_000;
 
@@ -32,6 +39,9 @@ pub(crate) trait Eyes {
     /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
     /// still.
     fn failure(&self) -> Option<Scheduler>;
+
+    /// Takes a sample for the timeline, so long after the start.
+    fn sample(&mut self, at: Duration);
 
     /// The return address that a function finds on its stack when it is entered.
     fn return_address(&self, rsp: u64) -> Option<u64>;
@@ -90,7 +100,11 @@ impl Scheduler {
 
 /// The kernel of a running guest.
 #[derive(Default)]
-pub(crate) struct Live(Option<Known>);
+pub(crate) struct Live {
+    known: Option<Known>,
+    sampler: Option<Sampler>,
+    timeline: Option<Timeline>,
+}
 
 struct Known {
     kernel: Kernel,
@@ -116,7 +130,7 @@ impl Eyes for Live {
     }
 
     fn look(&self) -> Option<Seen> {
-        let known = self.0.as_ref()?;
+        let known = self.known.as_ref()?;
         let scheduler = known.attached().ok()?;
         let ages = scheduler.as_ref().filter(|s| s.exit_kind == 0);
         let ages = ages.and_then(|s| known.ages(Kva(s.at)).ok());
@@ -128,7 +142,7 @@ impl Eyes for Live {
     }
 
     fn failure(&self) -> Option<Scheduler> {
-        let known = self.0.as_ref()?;
+        let known = self.known.as_ref()?;
         let mut remarks = Remarks::default();
         let found = sched::find(&known.kernel, &Limits::default(), &mut remarks);
         let all = found.all.iter();
@@ -136,13 +150,28 @@ impl Eyes for Live {
         all.find(|scheduler| scheduler.failed)
     }
 
+    fn sample(&mut self, at: Duration) {
+        if let (Some(known), Some(sampler), Some(timeline)) =
+            (&self.known, &mut self.sampler, &mut self.timeline)
+        {
+            let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+            timeline.push(&sampler.sample(&known.kernel, at_ms));
+        }
+    }
+
     fn return_address(&self, rsp: u64) -> Option<u64> {
-        let at = self.0.as_ref()?.kernel.read_ptr(Kva(rsp)).ok()?;
+        let at = self.known.as_ref()?.kernel.read_ptr(Kva(rsp)).ok()?;
         (!at.is_null()).then_some(at.0)
     }
 }
 
 impl Live {
+    /// The samples, for a capture.
+    pub(crate) fn timeline(&self) -> Option<Note> {
+        let timeline = self.timeline.as_ref().filter(|t| !t.is_empty());
+        timeline.map(Timeline::to_note)
+    }
+
     fn take(&mut self, kernel: Kernel) -> Found {
         let names = [
             "scx_dump_state",
@@ -167,9 +196,15 @@ impl Live {
             no_ages: flags.as_ref().err().map(ToString::to_string),
             has_sched_ext,
         };
+        // Without run queues there is nothing to sample.
+        self.sampler = Sampler::new(&kernel).ok();
+        self.timeline = self.sampler.as_ref().map(|_| {
+            let every = SAMPLE_EVERY.as_millis();
+            Timeline::new(u64::try_from(every).unwrap_or(u64::MAX))
+        });
         let (queued, reset) = flags.unwrap_or((0, 0));
         let first_error = kernel.constant("enum scx_exit_kind", "SCX_EXIT_ERROR");
-        self.0 = Some(Known {
+        self.known = Some(Known {
             first_error: first_error.unwrap_or(FIRST_ERROR),
             queued,
             reset,

@@ -106,6 +106,7 @@ struct FakeEyes {
     found: Result<Found, String>,
     failure: Option<Scheduler>,
     back: Option<u64>,
+    samples: u32,
 }
 
 impl Eyes for FakeEyes {
@@ -119,6 +120,10 @@ impl Eyes for FakeEyes {
 
     fn failure(&self) -> Option<Scheduler> {
         self.failure.clone()
+    }
+
+    fn sample(&mut self, _: Duration) {
+        self.samples += 1;
     }
 
     fn return_address(&self, _: u64) -> Option<u64> {
@@ -233,6 +238,7 @@ fn rig(script: Vec<Turn>) -> Rig {
         }),
         failure: Some(scheduler(1026)),
         back: Some(BACK),
+        samples: 0,
     };
     let triggers = Triggers::default();
     Rig {
@@ -603,6 +609,29 @@ fn a_signal_and_a_time_are_moments_and_no_failures() {
     let mut after = rig(vec![nothing(with(0))]);
     after.triggers.after = Some(Duration::ZERO);
     assert_eq!(after.late().fired.kind, "time");
+}
+
+#[test]
+fn samples_are_taken_on_the_way_and_at_the_end() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.sample_every = Some(Duration::ZERO);
+    rig.late();
+    // Nothing is sampled before the kernel is found, nor while the guest stands at a breakpoint.
+    assert_eq!(rig.eyes.samples, 2);
+}
+
+#[test]
+fn a_capture_that_is_asked_for_waits_for_the_kernel() {
+    let mut rig = rig(vec![nothing(with(0)), nothing(with(0))]);
+    rig.triggers.at_once = true;
+    let late = rig.late();
+    assert_eq!(late.fired.kind, "asked");
+    assert!(!late.fired.is_failure());
 }
 
 #[test]
