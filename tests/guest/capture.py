@@ -1,0 +1,506 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""`capture run` and `capture attach` on real guests, and on machines that break.
+
+    tests/guest/capture.py                       what CI runs: two kernels, about four minutes
+    tests/guest/capture.py --all                 also a real scheduler, 20 error exits, 10 signals
+    tests/guest/capture.py --case stall,kill     some of them
+
+Each case is one promise of docs/capturing.md. Whatever happens, no file may have its final name
+unless it is whole, no emulator may be left, and the exit code must be the documented one.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE))
+
+import schedulers  # noqa: E402
+from initramfs import BPF, LIBRARIES, SCHEDULER_LIBRARIES, TOOLS, build_kit  # noqa: E402
+from machine import Qmp  # noqa: E402
+from packages import Archive, PackageError, install_here  # noqa: E402
+
+CAPTURE = ROOT / "target/release/capture"
+ANALYZE = ROOT / "target/release/analyze"
+# Demos' watchdog limit, seconds of the guest.
+WATCHDOG = 16
+# Exit codes of `capture`.
+INCOMPLETE, LOST, NO_SCHEDULER, ENDED, FAILED = 3, 5, 6, 7, 10
+# A boot that the emulator spoilt; see kernel-facts in docs/kernels.md.
+SPOILT = ("Kernel panic - not syncing: Fatal exception", "Oops: int3", "Kernel panic - not syncing: Attempted to kill init")
+
+
+class Failed(Exception):
+    pass
+
+
+def check(condition, text):
+    if not condition:
+        raise Failed(text)
+
+
+class Rig:
+    """What all cases need: kernels, a tree with bpftool and its libraries, guestkit."""
+
+    def __init__(self, cache, where):
+        self.archive = Archive(cache)
+        self.where = where
+        self.root = where / "root"
+        tools = [self.archive.unpack("bpftool", TOOLS["bpftool"])[0]]
+        tools += [self.archive.unpack(p)[0] for p in (*LIBRARIES, *SCHEDULER_LIBRARIES)]
+        for tool in tools:
+            shutil.copytree(tool, self.root, symlinks=True, dirs_exist_ok=True)
+        kit = build_kit(self.archive.cache, ("guestkit",), BPF / "zoo.h")
+        (self.root / "usr/bin").mkdir(parents=True, exist_ok=True)
+        shutil.copy(kit, self.root / "usr/bin/guestkit")
+        self.kernels = {}
+
+    def kernel(self, short):
+        if short not in self.kernels:
+            self.kernels[short] = self.archive.kernel(short)
+        return self.kernels[short]
+
+    def guest(self, demo, kernel):
+        """The arguments that make a guest."""
+        found = self.kernel(kernel)
+        out = ["--kernel", str(found["image"]), "--sysroot", str(self.root)]
+        if demo == "lavd":
+            built = schedulers.build(self.archive, "lavd")
+            config = self.where / f"config-{kernel}"
+            config.write_bytes(self.archive.config(found))
+            # It is stopped in the middle of its work: lavd does not fail by itself.
+            return out + ["--scheduler", str(built["binary"]), "--kernel-config", str(config),
+                          "--workload", "guestkit task busy -t 4 pulse 1000 1000"]
+        out += ["--scheduler", str(ROOT / f"bpf/objects/{demo}.bpf.o")]
+        work = {
+            "stall": ["guestkit task starve -t 4 spin", "guestkit task busy spin"],
+            "error": ["guestkit task trip -t 2 pulse 500 1000", "guestkit task busy spin"],
+            "healthy": ["guestkit task busy -t 2 pulse 500 1000"],
+        }
+        for line in work[demo]:
+            out += ["--workload", line]
+        return out
+
+    def command(self, demo, kernel, name, *more):
+        output = self.where / f"{name}.core.zst"
+        output.unlink(missing_ok=True)
+        return [str(CAPTURE), "run", *self.guest(demo, kernel), "--timeout", "150", "-o", str(output), *more], output
+
+
+def emulators(parent=None):
+    """Processes that are a QEMU, with their parents: [(pid, parent)]."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if "qemu-system" in (entry / "comm").read_text():
+                ppid = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                found.append((int(entry.name), ppid))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [pid for pid, ppid in found if parent is None or ppid == parent]
+
+
+def run(command, during=None, timeout=240):
+    """Runs `capture`; `during` gets the process, and its emulator once there is one."""
+    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        own = []
+        if during:
+            deadline = time.time() + 30
+            while not own and time.time() < deadline and child.poll() is None:
+                own = emulators(child.pid)
+                time.sleep(0.05)
+            check(own or child.poll() is not None, "no emulator was started")
+            during(child, own)
+        else:
+            time.sleep(1)
+            own = emulators(child.pid)
+        out, err = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        raise Failed(f"capture did not end in {timeout} s") from None
+    for _ in range(20):
+        left = [pid for pid in own if pathlib.Path(f"/proc/{pid}").exists()]
+        if not left:
+            break
+        time.sleep(0.1)
+    check(not left, f"the emulator {left} is left")
+    if any(text in err + out for text in SPOILT):
+        raise Failed(f"the emulator spoilt the boot: {err[-400:]}")
+    return child.returncode, out, err
+
+
+def report(path, *options):
+    done = subprocess.run([str(ANALYZE), str(path), "--format", "json", *options], capture_output=True, text=True)
+    check(done.returncode in (0, 3), f"analyze {path}: exit {done.returncode}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def manifest(path):
+    """What the writer says, out of the ELF note."""
+    data = subprocess.run(f"zstd -dcq {path} 2>/dev/null | head -c 4000000", shell=True, capture_output=True).stdout
+    at = data.find(b'{"version":1,"tool"')
+    check(at >= 0, f"{path}: no manifest in its first 4 MB")
+    return json.JSONDecoder().raw_decode(data[at:].split(b"\0", 1)[0].decode())[0]
+
+
+def whole(path):
+    done = subprocess.run([str(ANALYZE), "verify", str(path)], capture_output=True, text=True)
+    check(done.returncode == 0, f"{path} is not whole: {done.stderr}")
+
+
+def names_the_stall(single, demo="stall"):
+    findings = single["postmortem"]["findings"]
+    rule = {"stall": "queue-never-consumed", "error": "error-exit"}[demo]
+    check(findings and findings[0]["rule"] == rule, f"the first finding is {findings[:1]}")
+
+
+def nothing_but(where, name, *expected):
+    there = sorted(p.name for p in where.iterdir() if p.name.startswith((name, f".{name}")))
+    check(there == sorted(expected), f"there are {there}, expected {sorted(expected)}")
+
+
+# The cases ---------------------------------------------------------------------------------------
+
+
+def case_single(rig, demo, kernel):
+    name = f"{demo}-{kernel}"
+    command, output = rig.command(demo, kernel, name)
+    code, _, err = run(command)
+    check(code == FAILED, f"exit {code}: {err}")
+    whole(output)
+    said = manifest(output)
+    check(said["trigger"]["by"] == "breakpoint", f"{said['trigger']}")
+    names_the_stall(report(output), demo)
+    check((output.stat().st_mode & 0o777) == 0o600, "others may read the capture")
+    before = said["trigger"]["exit_kind_unset_ns_before"] / 1e6
+    return f"exit kind set less than {before:.0f} ms before, {output.stat().st_size >> 20} MiB"
+
+
+def case_dual(rig, kernel):
+    command, output = rig.command("stall", kernel, f"dual-{kernel}", "--dual", "--exclude", "free,user,cache")
+    code, _, err = run(command)
+    check(code == FAILED, f"exit {code}: {err}")
+    whole(output)
+    said = manifest(output)
+    early = said["early"]["trigger"]
+    age, half = early["max_age_jiffies"], early["threshold_jiffies"]
+    check(half <= age < 2 * half, f"the early image is of age {age}, half of the limit is {half}")
+    dual = report(output)
+    check(dual["schema"] == "dual" and dual.get("early"), f"a {dual['schema']} report")
+    names_the_stall(dual["late"])
+    queues = [q for q in dual["late"]["dsq_states"] if q["dsq_id"] == 0xDEAD5]
+    check(queues and queues[0]["nr"] == 5, f"the late image shows {queues}")
+    pause = said["early"]["timings"]["pause_ns"] / 1e6
+    rate = early["copied_bytes"] / said["early"]["timings"]["copy_ns"]
+    return f"early at {age} of {2 * half} jiffies, pause {pause:.0f} ms ({rate:.1f} GB/s), {output.stat().st_size >> 20} MiB"
+
+
+def case_timed(rig, kernel, demo="error"):
+    """By a watchpoint: how long the exit kind had been set at the freeze."""
+    out = []
+    for moment in ("store", "timed"):
+        command, output = rig.command(demo, kernel, f"{moment}-{kernel}", "--moment", moment)
+        code, _, err = run(command)
+        check(code == FAILED, f"{moment}: exit {code}: {err}")
+        said = manifest(output)["trigger"]
+        check(said["watchpoint_hit"], f"{moment}: {said}")
+        ms = (said["exit_kind_set_ns_before"] + said["freeze_ns"]) / 1e6
+        out.append(f"{moment} {ms:.1f} ms")
+        output.unlink()
+    return "from the store of the exit kind to the freeze: " + ", ".join(out)
+
+
+def case_unparked(rig, kernel):
+    command, output = rig.command("stall", kernel, "unparked", "--unparked", "1")
+    code, _, err = run(command)
+    check(code == INCOMPLETE, f"exit {code}: {err}")
+    said = manifest(output)
+    check(any("1/2 vCPUs parked" in why for why in said["degraded"]), f"{said['degraded']}")
+    degraded = report(output)
+    check(degraded["schema"] == "degraded", f"a {degraded['schema']} report")
+    regs = degraded["vcpu_regs"]
+    check(len(regs) == 2 and regs[0] and regs[1] is None, f"registers: {regs}")
+    best = report(output, "--best-effort")
+    check(best["schema"] == "single", f"a {best['schema']} report")
+    return degraded["reason"]
+
+
+def case_kill(rig, kernel):
+    def kill(_, own):
+        time.sleep(14)
+        os.kill(own[0], signal.SIGKILL)
+
+    command, output = rig.command("stall", kernel, "kill")
+    code, _, err = run(command, kill)
+    check(code == INCOMPLETE, f"exit {code}: {err}")
+    degraded = report(output)
+    check(degraded["schema"] == "degraded", f"a {degraded['schema']} report")
+    best = report(output, "--best-effort")
+    check(best["postmortem"]["scheduler"], "the scheduler is not in the best effort")
+    return degraded["reason"]
+
+
+def case_hang(rig, kernel):
+    """An emulator that does not answer any more, asked for a capture."""
+    def stop(child, own):
+        time.sleep(12)
+        os.kill(own[0], signal.SIGSTOP)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGUSR1)
+
+    command, output = rig.command("stall", kernel, "hang")
+    code, _, err = run(command, stop)
+    check(code == INCOMPLETE, f"exit {code}: {err}")
+    check(report(output)["schema"] == "degraded", "not a degraded report")
+    return "frozen emulator, SIGUSR1: degraded capture"
+
+
+def case_full(rig, kernel):
+    """The disk is full in the middle."""
+    small = rig.where / "small"
+    small.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(small)], check=True)
+    try:
+        command, _ = rig.command("stall", kernel, "full")
+        command[command.index("-o") + 1] = str(small / "full.core.zst")
+        code, _, err = run(command)
+        check(code == 1, f"exit {code}: {err}")
+        there = sorted(p.name for p in small.iterdir())
+        check(there == ["full.core.zst.partial"], f"there are {there}")
+        done = subprocess.run([str(ANALYZE), "info", str(small / there[0])], capture_output=True, text=True)
+        check("kernel      " in done.stdout, f"the partial capture does not open: {done.stderr}")
+        return f"kept {there[0]}: {err.strip().splitlines()[0][-120:]}"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def case_max_size(rig, kernel):
+    command, _ = rig.command("error", kernel, "max", "--max-size", "8M")
+    code, _, err = run(command)
+    check(code == 1 and "--max-size" in err, f"exit {code}: {err}")
+    nothing_but(rig.where, "max", "max.core.zst.partial")
+    return "8 MiB: refused, .partial kept"
+
+
+def case_two(rig, kernel):
+    """Two captures at once."""
+    commands = [rig.command("error", kernel, f"two-{i}") for i in (0, 1)]
+    children = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c, _ in commands]
+    for child, (_, output) in zip(children, commands):
+        _, err = child.communicate(timeout=240)
+        check(child.returncode == FAILED, f"exit {child.returncode}: {err}")
+        names_the_stall(report(output), "error")
+    return "both whole"
+
+
+def case_sigterm(rig, kernel, count):
+    """SIGTERM at random moments: from the start until after the failure."""
+    choice, outcomes = random.Random(4711), []
+    for index in range(count):
+        at = choice.uniform(0.2, 24)
+
+        def end(child, _, at=at):
+            time.sleep(at)
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+
+        command, output = rig.command("error", kernel, "term")
+        code, _, err = run(command, end)
+        check(code in (ENDED, FAILED), f"after {at:.1f} s: exit {code}: {err}")
+        if code == FAILED:
+            whole(output)
+            nothing_but(rig.where, "term", "term.core.zst")
+        else:
+            nothing_but(rig.where, "term")
+        outcomes.append(f"{at:.1f} s: {code}")
+    return ", ".join(outcomes)
+
+
+def case_exits(rig, kernel, count):
+    """Error exits, and how many were caught before the kernel took the queues apart."""
+    caught, times = 0, []
+    for index in range(count):
+        command, output = rig.command("error", kernel, "exits", "--moment", "timed")
+        code, _, err = run(command)
+        check(code == FAILED, f"exit {code}: {err}")
+        said, single = manifest(output)["trigger"], report(output)
+        # The teardown begins by setting the exit kind to DONE and entering bypass.
+        sched = single["postmortem"]["scheduler"]
+        caught += sched["exit_kind"] >= 1024 and not sched.get("bypass_depth")
+        times.append((said["exit_kind_set_ns_before"] + said["freeze_ns"]) / 1e6)
+        output.unlink()
+    check(caught == count, f"{caught} of {count} were caught before the teardown")
+    times.sort()
+    return f"{caught} of {count} before the teardown; store to freeze {times[0]:.0f} to {times[-1]:.0f} ms, median {times[len(times) // 2]:.0f}"
+
+
+def case_quiet(rig, kernel):
+    """A workload that ends by itself: no capture, exit code 0."""
+    command, output = rig.command("healthy", kernel, "quiet")
+    at = command.index("--workload")
+    command[at + 1] = "bpftool version"
+    code, out, err = run(command)
+    check(code == 0 and not out, f"exit {code}: {out}{err}")
+    nothing_but(rig.where, "quiet")
+    return "no capture"
+
+
+def case_no_scheduler(rig, kernel):
+    command, output = rig.command("healthy", kernel, "none")
+    command[command.index("--scheduler") + 1] = "bpftool nonsense"
+    code, _, err = run(command)
+    check(code == NO_SCHEDULER and "before it was attached" in err, f"exit {code}: {err}")
+    nothing_but(rig.where, "none")
+    return err.strip().splitlines()[0][:120]
+
+
+def case_same_initrd(rig, kernel):
+    """The same input gives the same initramfs."""
+    found = []
+    for index in (0, 1):
+        path = rig.where / f"initrd-{index}"
+        subprocess.run([str(CAPTURE), "initrd", *rig.guest("stall", kernel), "-o", str(path), "--force"], check=True)
+        found.append(path.read_bytes())
+    check(found[0] == found[1], "two initramfs differ")
+    return f"{len(found[0]) >> 20} MiB, twice the same"
+
+
+def case_attach(rig, kernel):
+    """A QEMU that someone else started, with its memory shared and private; it goes on."""
+    initrd = rig.where / "attach.initrd"
+    subprocess.run([str(CAPTURE), "initrd", *rig.guest("healthy", kernel), "-o", str(initrd), "--force"], check=True)
+    out = []
+    for how, memory in {
+        "shared": ["-machine", "pc,memory-backend=m0", "-object", "memory-backend-memfd,id=m0,size=512M,share=on"],
+        "private": ["-machine", "pc"],
+    }.items():
+        socket = rig.where / "qmp"
+        qemu = subprocess.Popen([
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=multi",
+            "-cpu", "max,la57=off", "-smp", "2", "-m", "512M", *memory, "-kernel", str(rig.kernel(kernel)["image"]),
+            "-initrd", str(initrd), "-append", "console=ttyS0 panic=0 tsc=reliable no_timer_check",
+            "-serial", f"file:{rig.where / 'attach.console'}", "-qmp", f"unix:{socket},server=on,wait=off",
+        ])
+        try:
+            output = rig.where / f"attach-{how}.core.zst"
+            output.unlink(missing_ok=True)
+            time.sleep(1)
+            done = subprocess.run([str(CAPTURE), "attach", "--qmp", str(socket), "--after", "25", "-o", str(output)],
+                                  capture_output=True, text=True, timeout=120)
+            check(done.returncode == 0, f"{how}: exit {done.returncode}: {done.stderr}")
+            whole(output)
+            single = report(output)
+            check(single["postmortem"]["scheduler"]["name"] == "demo_healthy", f"{how}: {single['postmortem']['headline']}")
+            qmp = Qmp(socket, time.time() + 10)
+            status = qmp.ask("query-status")
+            check(status["running"], f"{how}: the guest is {status}")
+            before = cpu_time(qemu.pid)
+            time.sleep(3)
+            check(cpu_time(qemu.pid) > before, f"{how}: the guest does nothing any more")
+            pause = manifest(output)["timings"]["pause_ns"] / 1e6
+            out.append(f"{how}: pause {pause:.0f} ms, guest goes on")
+        finally:
+            qemu.kill()
+            qemu.wait()
+            socket.unlink(missing_ok=True)
+    return ", ".join(out)
+
+
+def cpu_time(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def case_lavd(rig, kernel):
+    """A real scheduler, under load, asked for a capture."""
+    output = rig.where / "lavd.core.zst"
+    output.unlink(missing_ok=True)
+    command = [str(CAPTURE), "run", *rig.guest("lavd", kernel), "--timeout", "280", "--memory", "768M", "-o", str(output),
+               "--on-console", "Booting kernel", "--after", "200"]
+    command = [word for word in command if word not in ("--on-console", "Booting kernel")]
+    code, _, err = run(command, timeout=320)
+    check(code == 0, f"exit {code}: {err}")
+    single = report(output)
+    check("lavd" in single["postmortem"]["scheduler"]["name"], f"{single['postmortem']['headline']}")
+    return f"{single['postmortem']['scheduler']['name']}, {output.stat().st_size >> 20} MiB"
+
+
+def cases(everything):
+    yield "initrd", lambda rig: case_same_initrd(rig, "7.3")
+    for kernel in ("7.3", "6.18"):
+        for demo in ("stall", "error"):
+            if everything or (demo, kernel) != ("stall", "7.3"):
+                yield f"{demo}-{kernel}", lambda rig, d=demo, k=kernel: case_single(rig, d, k)
+    yield "dual-7.3", lambda rig: case_dual(rig, "7.3")
+    yield "timed-7.3", lambda rig: case_timed(rig, "7.3")
+    yield "unparked", lambda rig: case_unparked(rig, "7.3")
+    yield "kill", lambda rig: case_kill(rig, "7.3")
+    yield "full", lambda rig: case_full(rig, "7.3")
+    yield "quiet", lambda rig: case_quiet(rig, "7.3")
+    yield "none", lambda rig: case_no_scheduler(rig, "7.3")
+    yield "attach", lambda rig: case_attach(rig, "7.3")
+    if everything:
+        yield "dual-6.18", lambda rig: case_dual(rig, "6.18")
+        yield "timed-6.18", lambda rig: case_timed(rig, "6.18")
+        yield "hang", lambda rig: case_hang(rig, "7.3")
+        yield "two", lambda rig: case_two(rig, "7.3")
+        yield "max", lambda rig: case_max_size(rig, "7.3")
+        yield "lavd-7.3", lambda rig: case_lavd(rig, "7.3")
+        yield "sigterm", lambda rig: case_sigterm(rig, "7.3", 10)
+        yield "exits", lambda rig: case_exits(rig, "7.3", 20)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every case")
+    parser.add_argument("--case", default="", help="these alone, separated by commas: a name or its beginning")
+    parser.add_argument("--attempts", type=int, default=3, help="for each case: the emulator spoils a boot now and then")
+    parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path.home() / ".cache/scx-postmortem")
+    parser.add_argument("--keep", type=pathlib.Path, help="leave the captures in this directory")
+    options = parser.parse_args()
+    install_here({"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "zstd": "zstd", "setpriv": "util-linux"})
+    for program in (CAPTURE, ANALYZE):
+        if not program.exists():
+            sys.exit(f"{program} is not there; cargo build --release makes it")
+    wanted = [name for name in options.case.split(",") if name]
+    where = options.keep or pathlib.Path(tempfile.mkdtemp(prefix="scxpm-capture-"))
+    where.mkdir(parents=True, exist_ok=True)
+    bad = 0
+    try:
+        rig = Rig(options.cache, where)
+        for name, case in cases(options.all or bool(wanted)):
+            if wanted and not any(name.startswith(w) for w in wanted):
+                continue
+            for attempt in range(1, options.attempts + 1):
+                start = time.time()
+                try:
+                    text = case(rig)
+                    print(f"ok      {name} ({time.time() - start:.0f} s): {text}", flush=True)
+                    break
+                except (Failed, PackageError, subprocess.TimeoutExpired) as error:
+                    print(f"FAILED  {name}, attempt {attempt}: {error}", flush=True)
+            else:
+                bad += 1
+    finally:
+        if not options.keep:
+            shutil.rmtree(where, ignore_errors=True)
+    if bad:
+        sys.exit(f"{bad} cases failed")
+
+
+if __name__ == "__main__":
+    main()
