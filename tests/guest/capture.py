@@ -31,8 +31,10 @@ from initramfs import BPF, LIBRARIES, SCHEDULER_LIBRARIES, TOOLS, build_kit  # n
 from machine import Qmp  # noqa: E402
 from packages import Archive, PackageError, install_here  # noqa: E402
 
-CAPTURE = ROOT / "target/release/capture"
-ANALYZE = ROOT / "target/release/analyze"
+# Another build of the programs: `SCX_POSTMORTEM_BUILD=debug`.
+BUILD = ROOT / "target" / os.environ.get("SCX_POSTMORTEM_BUILD", "release")
+CAPTURE = BUILD / "capture"
+ANALYZE = BUILD / "analyze"
 # Demos' watchdog limit, seconds of the guest.
 WATCHDOG = 16
 # Exit codes of `capture`.
