@@ -2,7 +2,8 @@
 //!
 //! `monitor MEMORY OUT`: MEMORY is the file behind the guest's memory, whose offsets are physical
 //! addresses. Samples every 100 ms until a line comes on standard input, then once more; writes the
-//! timeline to OUT and prints one JSON object: what the samples cost, and the last one's values.
+//! timeline to OUT and prints one JSON object: what the samples cost, the last one's values, and the
+//! states that the probe's latch went through.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,8 +22,9 @@ use scx_postmortem_analyze::error::Error;
 use scx_postmortem_analyze::kernel::vmcoreinfo::Vmcoreinfo;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::monitor::Sampler;
+use scx_postmortem_analyze::probe::Latch;
 use scx_postmortem_analyze::source::{Image, PhysicalMemory, Region};
-use scx_postmortem_format::capture::Timeline;
+use scx_postmortem_format::capture::{Attached, Timeline};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -86,15 +88,37 @@ fn main() {
     let mut timeline = Timeline::new(100);
     let (mut sampling, mut pushing) = (Vec::new(), Duration::ZERO);
     let mut torn = [0u32; 5];
+    // The probe is loaded some time after the boot.
+    let mut latch = None;
+    let mut found = Duration::ZERO;
+    let mut latched = Vec::new();
+    let mut looking = Vec::new();
+    // The scheduler that was attached last, which may be gone at the end.
+    let mut scheduler = None;
     let last = loop {
         let ended = told.recv_timeout(INTERVAL).is_ok();
         let start = Instant::now();
         let at_ms = u64::try_from((start - began).as_millis()).unwrap();
         let sample = sampler.sample(&kernel, at_ms);
         sampling.push(start.elapsed());
+        if let Attached::Scheduler(seen) = &sample.attached {
+            scheduler = Some(seen.clone());
+        }
+        let start = Instant::now();
+        latch = latch.or_else(|| Latch::find(&kernel));
+        if let Some(latch) = &latch {
+            let start = Instant::now();
+            let state = latch.state(&kernel).as_str();
+            looking.push(start.elapsed());
+            if latched.last() != Some(&state) {
+                latched.push(state);
+            }
+        }
+        let finding = start.elapsed();
         let start = Instant::now();
         timeline.push(&sample);
         pushing += start.elapsed();
+        found = found.max(finding);
         let lost = [
             sample.uptime_ns.is_none(),
             sample.cpus.iter().any(|cpu| cpu.clock_ns.is_none()),
@@ -112,6 +136,7 @@ fn main() {
     let content = timeline.encode();
     std::fs::write(out, &content).unwrap();
     sampling.sort();
+    looking.sort();
     let us = |time: Duration| u64::try_from(time.as_micros()).unwrap();
     let part = |of: usize| us(sampling[(sampling.len() - 1) * of / 100]);
     let result = serde_json::json!({
@@ -124,6 +149,11 @@ fn main() {
         "bytes": content.len(),
         "missing": sampler.missing(),
         "torn": { "uptime": torn[0], "clock": torn[1], "waiting": torn[2], "queues": torn[3], "events": torn[4] },
+        "latch": latched,
+        "latch_ns": latch.as_ref().and_then(|latch| latch.last_trigger_ns(&kernel)),
+        "latch_median_ns": looking.get(looking.len() / 2).map(|t| u64::try_from(t.as_nanos()).unwrap()),
+        "latch_find_us": us(found),
+        "scheduler": scheduler.map(|s| serde_json::json!({ "name": s.name, "kva": s.kva })),
         "uptime_ns": last.uptime_ns,
         "attached": format!("{:?}", last.attached),
         "exit_kind": last.exit_kind,

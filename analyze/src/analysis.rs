@@ -337,6 +337,7 @@ fn add_bpf(
     report.active_obj_name = bpf.active.object_name;
     report.active_map_kvas = bpf.active.map_kvas;
     report.probe_counters = bpf.probe.counters;
+    own.probe = bpf.probe.info;
     // Only where there is no live object: that is what the snapshot is for.
     if report.scx_walker_unavailable.as_deref() == Some(reasons::REASON_SCX_ROOT_NULL)
         && bpf.probe.state.is_some()

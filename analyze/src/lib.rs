@@ -33,3 +33,4 @@ pub mod walk;
 
 pub use error::{Error, Result};
 use scx_postmortem_format::bytes;
+pub use walk::bpf::probe;

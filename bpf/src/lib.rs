@@ -91,6 +91,12 @@ pub const ZOO: Object = Object {
     elf: include_bytes!("../objects/zoo.bpf.o"),
 };
 
+/// Watches a scheduler end, from inside the guest (`bpf/probe.bpf.c`).
+pub const PROBE: Object = Object {
+    name: "probe",
+    elf: include_bytes!("../objects/probe.bpf.o"),
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,7 +141,7 @@ mod tests {
 
     #[test]
     fn objects_name_no_folder_of_the_machine_that_built_them() {
-        for object in DEMOS.iter().chain(&FAILING).chain([&ZOO]) {
+        for object in DEMOS.iter().chain(&FAILING).chain([&ZOO, &PROBE]) {
             for folder in [&b"/home/"[..], b"/root/", b"/tmp/"] {
                 let found = object.elf.windows(folder.len()).any(|w| w == folder);
                 assert!(

@@ -1,5 +1,5 @@
 //! The `capture` command: writes captures.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod cli;
 mod convert;

@@ -64,6 +64,10 @@ def watch(program, kernel, archive, cpus, seconds, where):
             if monitor.returncode:
                 raise GuestError("the monitor failed; what it said is above")
             machine.dump(where / "core.elf")
+    except GuestError:
+        # With the emulator's fault on the console it is that, whatever we noticed first.
+        machine.check()
+        raise
     finally:
         memory.unlink()
         if monitor and monitor.poll() is None:

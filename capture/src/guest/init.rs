@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use rustix::system::{RebootCommand, reboot};
 
-use super::{PLAN, Plan};
+use super::{PLAN, Plan, probe};
 
 /// How long a scheduler may take to attach: under software emulation the verifier needs minutes.
 const ATTACH: Duration = Duration::from_secs(900);
@@ -138,6 +138,12 @@ fn reap(watched: &mut [Running]) {
 fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
     if !Path::new("/sys/kernel/sched_ext").exists() {
         return Err("this kernel has no sched_ext".into());
+    }
+    if plan.probe {
+        host.say(&match probe::load() {
+            Ok(attached) => format!("probe attached to {attached}"),
+            Err(why) => format!("probe failed: {why}"),
+        });
     }
     let scheduler = start(&plan.scheduler)?;
     let mut watched = vec![Running::new(&scheduler)];

@@ -1,9 +1,11 @@
 //! The guest's user space: an initramfs with this very program as its init, the scheduler, the
 //! workload, and what they need.
 
+mod bpf;
 mod cpio;
 pub(crate) mod init;
 mod libraries;
+mod probe;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,9 @@ pub(crate) struct Plan {
     pub(crate) pinned: bool,
     /// Commands that run at the same time once the scheduler is attached, words each.
     pub(crate) workloads: Vec<Vec<String>>,
+    /// Load the probe program before the scheduler.
+    #[serde(default)]
+    pub(crate) probe: bool,
 }
 
 /// What the user asks for.

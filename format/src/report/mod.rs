@@ -31,6 +31,7 @@ mod map;
 mod omit;
 mod path;
 mod postmortem;
+mod probe;
 mod prog;
 pub mod reasons;
 mod recovered;
@@ -74,6 +75,7 @@ pub use path::{
     periodic_snapshot_tag, tagged_snapshot_path,
 };
 pub use postmortem::*;
+pub use probe::{ProbeExit, ProbeInfo};
 pub use prog::{ProbeBssCounters, ProgRuntimeStats};
 pub use recovered::*;
 pub use sched::{DsqState, EventCounterSample, RqScxState, ScxSchedState};

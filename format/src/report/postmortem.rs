@@ -19,6 +19,7 @@ use super::kernel_dump::{DumpComparison, KernelDump};
 use super::kernel_side::{IrqCount, LogRecord, PressureInfo, SchedStats};
 use super::locks::{LockInfo, LockWait, NamedTask};
 use super::omit::is_false;
+use super::probe::ProbeInfo;
 use super::recovered::RecoveredPointers;
 
 /// Version of the `postmortem` member that this crate writes. It grows when the meaning of a
@@ -71,6 +72,9 @@ pub struct PostmortemReport {
     /// The scheduler's event counters at this moment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub event_counters: Vec<EventCounter>,
+    /// What the probe program saw of the scheduler's end. Absent without a probe in the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeInfo>,
     /// What a monitor saw before this moment. Absent without a monitor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history: Option<History>,

@@ -1,18 +1,24 @@
-//! What the live tool's own probe program left in its `.bss`: counters, and the state of a
-//! scheduler at its exit, which outlives the scheduler.
+//! What a probe program left in its `.bss`: counters, a latch, and the state of a scheduler at its
+//! exit, which outlives the scheduler. The live tool has one, and so have we (`bpf/probe.bpf.c`).
 //!
 //! Variables are found by name through the data section in the probe's BTF.
 
 use scx_postmortem_format::report::limits::MAX_VALUE_SIZE;
-use scx_postmortem_format::report::reasons::SCHED_SOURCE_BSS_SNAPSHOT;
-use scx_postmortem_format::report::{EventCounterSample, ProbeBssCounters, ScxSchedState};
+use scx_postmortem_format::report::reasons::{
+    BSS_LATCH_NOT_RESOLVED, BSS_LATCH_NOT_TRIGGERED, BSS_LATCH_OUT_OF_BOUNDS, BSS_LATCH_TRIGGERED,
+    SCHED_SOURCE_BSS_SNAPSHOT,
+};
+use scx_postmortem_format::report::{
+    EventCounterSample, Hex, ProbeBssCounters, ProbeExit, ProbeInfo, ScxSchedState,
+};
 
 use super::MapHead;
 use super::btfs::Btfs;
+use crate::addr::Kva;
 use crate::bytes::{array, le_u64, to_usize};
 use crate::error::{Error, Result};
 use crate::kernel::{Btf, Kernel};
-use crate::walk::Remarks;
+use crate::walk::{Limits, Remarks};
 
 /// `BPF_MAP_TYPE_ARRAY`.
 const ARRAY: u32 = 2;
@@ -30,14 +36,115 @@ pub struct Probe {
     pub state: Option<ScxSchedState>,
     /// The scheduler's event counters then.
     pub events: Option<EventCounterSample>,
+    /// Our own part of the report.
+    pub info: Option<ProbeInfo>,
+}
+
+/// Names the map of the probe's variables.
+fn is_probe(map: &MapHead) -> bool {
+    map.map_type == ARRAY && map.reference.name.ends_with("probe_bp.bss")
+}
+
+/// The variable that says that there was an error exit.
+const LATCH: &str = "ktstr_err_exit_detected";
+
+/// What the latch of a running guest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LatchState {
+    /// The probe has seen an error exit.
+    Triggered,
+    /// It has seen none.
+    NotTriggered,
+    /// The probe was there, and is not any more.
+    OutOfBounds,
+    /// No probe was found.
+    NotResolved,
+}
+
+impl LatchState {
+    /// As a degraded report has it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Triggered => BSS_LATCH_TRIGGERED,
+            Self::NotTriggered => BSS_LATCH_NOT_TRIGGERED,
+            Self::OutOfBounds => BSS_LATCH_OUT_OF_BOUNDS,
+            Self::NotResolved => BSS_LATCH_NOT_RESOLVED,
+        }
+    }
+}
+
+/// The latch of a guest's probe: found once, then read as often as one likes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Latch {
+    map: Kva,
+    id: u32,
+    at: Kva,
+    trigger: Option<Kva>,
+}
+
+impl Latch {
+    /// Finds it in a guest that may run; `None` without a probe, or while it is being loaded.
+    #[must_use]
+    pub fn find(kernel: &Kernel) -> Option<Self> {
+        let maps = super::map_heads(kernel, &Limits::default(), &mut Remarks::default());
+        let probe = maps.iter().find(|map| is_probe(map))?;
+        let map = kernel.object("struct bpf_array", probe.at).ok()?;
+        let btfs = Btfs::new(kernel);
+        let loaded = btfs.of(&map.member("map.btf").ok()?).ok()??;
+        let value = map.member("value").ok()?.address();
+        let size = map.member("map.value_size").ok()?.u32().ok()?;
+        let place = |name: &str, size_of: u32| {
+            let section = loaded.types.find_section(".bss")?;
+            let found = loaded.types.section(section).find(|v| v.name == name)?;
+            let end = found.offset.checked_add(found.size)?;
+            let fits = found.size == size_of && end <= size;
+            fits.then(|| value.add(u64::from(found.offset)))
+        };
+        Some(Self {
+            map: probe.at,
+            id: probe.reference.id?,
+            at: place(LATCH, 4)?,
+            trigger: place("ktstr_last_trigger_ts", 8),
+        })
+    }
+
+    /// Reads it: two small reads. Whether the map is still the one that was found is checked, so
+    /// that memory which is someone else's by now never counts.
+    #[must_use]
+    pub fn state(&self, kernel: &Kernel) -> LatchState {
+        let id = kernel
+            .object("struct bpf_map", self.map)
+            .and_then(|map| map.member("id")?.u32());
+        match (id, kernel.read_u32(self.at)) {
+            (Ok(id), Ok(latch)) if id == self.id => {
+                if latch == 0 {
+                    LatchState::NotTriggered
+                } else {
+                    LatchState::Triggered
+                }
+            }
+            _ => LatchState::OutOfBounds,
+        }
+    }
+
+    /// When the probe last saw a scheduler end: nanoseconds of the guest's monotonic clock.
+    #[must_use]
+    pub fn last_trigger_ns(&self, kernel: &Kernel) -> Option<u64> {
+        kernel.read_u64(self.trigger?).ok().filter(|&at| at != 0)
+    }
+}
+
+/// The latch of a guest, looked for anew; `None` without a probe. Whoever looks more than once
+/// keeps the [`Latch`].
+#[must_use]
+pub fn latch(kernel: &Kernel) -> Option<LatchState> {
+    Some(Latch::find(kernel)?.state(kernel))
 }
 
 /// Reads the probe's `.bss`, if the guest has a probe.
 pub fn read(kernel: &Kernel, maps: &[MapHead], btfs: &Btfs<'_>, remarks: &mut Remarks) -> Probe {
-    let probe = maps
-        .iter()
-        .find(|map| map.map_type == ARRAY && map.reference.name.ends_with("probe_bp.bss"));
-    let Some(probe) = probe else {
+    let Some(probe) = maps.iter().find(|map| is_probe(map)) else {
         return Probe::default();
     };
     let read = || -> Result<Probe> {
@@ -53,7 +160,13 @@ pub fn read(kernel: &Kernel, maps: &[MapHead], btfs: &Btfs<'_>, remarks: &mut Re
         let loaded = btfs.of(&map.member("map.btf")?)?;
         let loaded = loaded.ok_or_else(|| Error::Null("the BTF of probe_bp.bss".into()))?;
         let bytes = kernel.read_bytes(map.member("value")?.address(), u64::from(size))?;
-        Ok(decode(&loaded.types, &bytes))
+        let mut found = decode(&loaded.types, &bytes);
+        if let Some(exit) = found.info.as_mut().and_then(|info| info.exit.as_mut()) {
+            let kinds = kernel.btf.find("enum scx_exit_kind")?;
+            let name = kernel.btf.enumerator_name(kinds, exit.exit_kind.into());
+            exit.exit_kind_name = name.map(str::to_owned);
+        }
+        Ok(found)
     };
     remarks.ok("probe_counters", read()).unwrap_or_default()
 }
@@ -81,11 +194,42 @@ impl Section<'_> {
 
 fn decode(btf: &Btf, bytes: &[u8]) -> Probe {
     let section = Section { btf, bytes };
+    let (state, events) = (state(&section), events(&section));
     Probe {
         counters: section.variable("ktstr_pcpu_counters").map(counters),
-        state: state(&section),
-        events: events(&section),
+        info: info(&section, state.as_ref(), events.as_ref()),
+        state,
+        events,
     }
+}
+
+/// Our own part of the report; `None` without a latch.
+fn info(
+    section: &Section<'_>,
+    state: Option<&ScxSchedState>,
+    events: Option<&EventCounterSample>,
+) -> Option<ProbeInfo> {
+    let latched = u32::from_le_bytes(section.number(LATCH)?) != 0;
+    let wide = |name: &str| section.number(name).map(u64::from_le_bytes);
+    // Only our own probe has these.
+    let narrow = |name: &str| section.number(name).map(u32::from_le_bytes);
+    let exit = state.map(|state| ProbeExit {
+        at_ns: wide("probe_exit_ns").filter(|&at| at != 0),
+        cpu: narrow("probe_exit_cpu"),
+        pid: narrow("probe_exit_pid").map(u32::cast_signed),
+        exit_kind: state.exit_kind,
+        exit_kind_name: None,
+        sched_kva: state.sched_kva.map(Hex),
+        aborting: state.aborting,
+        bypass_depth: state.bypass_depth,
+        watchdog_timeout_jiffies: state.watchdog_timeout.unwrap_or(0),
+        events: events.cloned(),
+    });
+    Some(ProbeInfo {
+        latched,
+        last_trigger_ns: wide("ktstr_last_trigger_ts").filter(|&at| at != 0),
+        exit,
+    })
 }
 
 /// The sums over the CPUs, slot by slot; a negative cell counts as 0.
@@ -258,6 +402,43 @@ mod tests {
         assert_eq!(events.select_cpu_fallback, 100);
         assert_eq!(events.sub_bypass_dispatch, 112);
         assert_eq!(probe.counters, None);
+    }
+
+    #[test]
+    fn our_own_probe_also_says_when_and_where() {
+        let mut variables = SNAPSHOT.to_vec();
+        variables.push((LATCH, 144, 4));
+        let mut bytes = snapshot();
+        bytes.resize(164, 0);
+        bytes[144] = 1;
+        // The live tool's probe: no more than that.
+        let info = decode(&btf(&variables), &bytes).info.unwrap();
+        assert!(info.latched);
+        assert_eq!(info.last_trigger_ns, Some(5_000_000));
+        let exit = info.exit.unwrap();
+        assert_eq!(
+            (exit.exit_kind, exit.bypass_depth, exit.aborting),
+            (1026, -3, true)
+        );
+        assert_eq!(exit.watchdog_timeout_jiffies, 4000);
+        assert_eq!(exit.sched_kva, Some(Hex(0xffff_8881_0123_4000)));
+        assert_eq!(exit.events.unwrap().dispatch_keep_last, 102);
+        assert_eq!((exit.at_ns, exit.cpu, exit.pid), (None, None, None));
+        variables.push(("probe_exit_ns", 148, 8));
+        variables.push(("probe_exit_cpu", 156, 4));
+        variables.push(("probe_exit_pid", 160, 4));
+        bytes[148] = 9;
+        bytes[156] = 3;
+        bytes[160] = 77;
+        let exit = decode(&btf(&variables), &bytes).info.unwrap().exit.unwrap();
+        assert_eq!(
+            (exit.at_ns, exit.cpu, exit.pid),
+            (Some(9), Some(3), Some(77))
+        );
+        // Armed, and nothing happened.
+        let idle = decode(&btf(&variables), &[0; 164]);
+        assert_eq!((idle.state, idle.events), (None, None));
+        assert_eq!(idle.info, Some(ProbeInfo::default()));
     }
 
     #[test]

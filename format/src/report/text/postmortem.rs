@@ -9,6 +9,7 @@ use super::super::kernel_dump::DumpComparison;
 use super::super::postmortem::{
     CpuInfo, DsqInfo, ExitInfo, Flags, KernelInfo, PostmortemReport, SchedulerInfo, TaskInfo,
 };
+use super::super::probe::ProbeInfo;
 use super::bpf_maps::{arenas, maps};
 use super::bpf_objects;
 use super::card::card;
@@ -50,6 +51,7 @@ impl PostmortemReport {
             section("scheduler", self.scheduler.as_ref().map(scheduler)),
             self.other_schedulers(),
             section("exit", self.exit_info.as_ref().map(exit_info)),
+            section("probe", self.probe.as_ref().map(probe)),
             section("locks", Some(super::cpus::locks(self))),
             section(
                 "the kernel's own dump against this report",
@@ -317,6 +319,36 @@ impl PostmortemReport {
         });
         section("provenance", Some(lines.collect()))
     }
+}
+
+/// What the probe saw, in one or two lines.
+fn probe(probe: &ProbeInfo) -> Vec<String> {
+    let Some(exit) = &probe.exit else {
+        let line = match (probe.latched, probe.last_trigger_ns) {
+            (true, _) => "saw an error exit, and kept nothing of it".to_owned(),
+            (false, Some(at)) => format!("saw an exit that was no error, {} after boot", Nanos(at)),
+            (false, None) => "saw no scheduler end".to_owned(),
+        };
+        return vec![line];
+    };
+    let kind = exit.exit_kind_name.as_deref().map(Escaped);
+    let kind = kind.map_or_else(|| exit.exit_kind.to_string(), |kind| kind.to_string());
+    let mut facts = Facts::default();
+    facts.push(format_args!("saw {kind}"));
+    facts.with("after", exit.at_ns.map(Nanos));
+    facts.with("on cpu", exit.cpu);
+    facts.with("in pid", exit.pid);
+    let mut state = Facts::default();
+    state.with("scheduler", exit.sched_kva);
+    state.with("bypass depth", Some(exit.bypass_depth));
+    state.with(
+        "watchdog",
+        Some(format_args!("{} jiffies", exit.watchdog_timeout_jiffies)),
+    );
+    if exit.aborting {
+        state.push("aborting");
+    }
+    vec![facts.join(", "), state.join(", ")]
 }
 
 fn kernel_lines(kernel: &KernelInfo) -> Vec<String> {
