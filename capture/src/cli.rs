@@ -118,6 +118,10 @@ pub(crate) struct GuestArgs {
     /// libraries.
     #[arg(long = "file", value_name = "FILE[:GUEST]", requires = "scheduler")]
     pub(crate) files: Vec<String>,
+    /// Load the probe program before the scheduler: it takes a copy of the scheduler's state at the
+    /// instant of an error exit, and counts what else reports show of it.
+    #[arg(long, requires = "scheduler")]
+    pub(crate) probe: bool,
     /// Another system's root directory: programs named without a path, and all libraries, come
     /// from there. Its C library must not be older than this machine's.
     #[arg(long, value_name = "DIR", requires = "scheduler")]

@@ -25,7 +25,7 @@ use scx_postmortem_analyze::source::{PhysicalMemory, Region};
 use scx_postmortem_format::capture::{Extent, MemorySource, Timings};
 
 use crate::machine::{Copied, Event, Frozen, GuestMemory, Machine, MachineError, Room, Stop};
-use crate::watch::{Eyes, Found, Scheduler};
+use crate::watch::{Eyes, Found, LatchState, Scheduler};
 
 /// Bytes of the console that a capture keeps.
 const CONSOLE_TAIL: usize = 64 << 10;
@@ -98,6 +98,8 @@ pub(crate) struct Fired {
     pub(crate) exit_age_at_most: Option<Duration>,
     /// A watchpoint saw the store.
     pub(crate) watchpoint_hit: bool,
+    /// What the probe's latch said last; absent: nobody looked.
+    pub(crate) latch: Option<LatchState>,
 }
 
 impl Fired {
@@ -266,6 +268,8 @@ pub(crate) struct Coordinator<'a> {
     phase: Phase,
     /// When a watchpoint saw the store of an exit kind.
     stored: Option<Instant>,
+    /// What the probe's latch said last.
+    latch: Option<LatchState>,
     /// When a scheduler was last seen without an exit kind.
     sound: Option<Instant>,
     /// What the machine stops for.
@@ -309,6 +313,7 @@ impl<'a> Coordinator<'a> {
             phase: Phase::Watching,
             stored: None,
             sound: None,
+            latch: None,
             stops: Vec::new(),
             early,
             suppressed: false,
@@ -462,10 +467,15 @@ impl<'a> Coordinator<'a> {
         if let (Some(age), Some(half)) = (seen.oldest_age, seen.half_timeout) {
             self.aged(machine, age, half)?;
         }
+        // The kernel sets DONE behind an error; the latch remembers. One that was set when we came
+        // tells of another scheduler.
+        let before = self.latch.replace(seen.latch);
+        let latched = seen.latch == LatchState::Triggered
+            && before.is_some_and(|before| before != LatchState::Triggered);
         let Some(scheduler) = seen.scheduler else {
             return Ok(None);
         };
-        if !scheduler.failed {
+        if !scheduler.failed && !latched {
             if scheduler.exit_kind == 0 {
                 self.sound = Some(looked);
             } else {
@@ -479,8 +489,8 @@ impl<'a> Coordinator<'a> {
         let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
         let failing = Phase::Failing {
             since: Instant::now(),
+            by: if scheduler.failed { "poll" } else { "probe latch" },
             scheduler,
-            by: "poll",
         };
         self.phase = failing;
         if breaks {
@@ -535,6 +545,7 @@ impl<'a> Coordinator<'a> {
             exit_age: self.stored.map(|at| at.elapsed()),
             exit_age_at_most: self.sound.map(|at| at.elapsed()),
             watchpoint_hit: self.stored.is_some(),
+            latch: self.latch,
             ..Fired::new("scx_exit", format!("{} ({where_})", scheduler.words()))
         }
     }
@@ -725,6 +736,7 @@ impl<'a> Coordinator<'a> {
             fired: Fired {
                 exit_kind: scheduler.map(|s| s.exit_kind),
                 watchpoint_hit: self.stored.is_some(),
+                latch: self.latch,
                 ..Fired::new("lost", why.clone())
             },
             frozen: Frozen {

@@ -196,7 +196,7 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
         };
         let total = usize::try_from(guest.vcpus).unwrap_or(usize::MAX);
         let elapsed = u64::try_from(snapshot.freeze.as_millis()).unwrap_or(u64::MAX);
-        let parked = snapshot.frozen.parked.len();
+        let parked = snapshot.frozen.vcpus.len();
         degraded.push(reasons::degraded(prefix, elapsed, parked, total));
         degraded.extend(snapshot.frozen.faults.iter().cloned());
     }
@@ -225,8 +225,20 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
     }
 }
 
+/// The registers as stock tools look for them, and in full.
+fn registers(snapshot: &Snapshot) -> Vec<Note> {
+    let vcpus = &snapshot.frozen.vcpus;
+    let prstatus = vcpus.iter().map(|v| Note::prstatus(v.to_prstatus()));
+    let qemu = vcpus.iter().filter_map(|v| v.to_qemu().map(Note::qemu));
+    let own = vcpus.iter().filter_map(|v| {
+        let json = serde_json::to_vec(v).ok()?;
+        Some(Note::scxpm(note_types::VCPU_STATE, json))
+    });
+    prstatus.chain(qemu).chain(own).collect()
+}
+
 fn notes(guest: &Guest, snapshot: &Snapshot) -> Vec<Note> {
-    let mut notes = snapshot.frozen.registers.clone();
+    let mut notes = registers(snapshot);
     let kernel = guest.kernel.as_ref();
     notes.extend(kernel.map(|kernel| Note::vmcoreinfo(kernel.vmcoreinfo.clone())));
     notes

@@ -131,7 +131,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
-    follow(&mut machine, triggers, "capture run", &output, echo)
+    follow(&mut machine, triggers, "capture run", &output, echo, args.guest.probe)
 }
 
 /// Writes an initramfs.
@@ -160,7 +160,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     triggers.at_once = args.now;
     let mut machine = Qemu::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
-    follow(&mut machine, triggers, "capture attach", &output, None)
+    follow(&mut machine, triggers, "capture attach", &output, None, true)
 }
 
 /// Follows a guest to its end, and writes what there is.
@@ -170,6 +170,7 @@ fn follow(
     tool: &'static str,
     output: &Output<'_>,
     echo: Option<Box<dyn Fn(&[u8])>>,
+    probe: bool,
 ) -> Result<u8, Failure> {
     let watching = io::stderr().is_terminal();
     let tell = Box::new(move |line: &str| {
@@ -177,7 +178,7 @@ fn follow(
             let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
         }
     });
-    let mut eyes = Live::default();
+    let mut eyes = Live::new(probe);
     let timeout = triggers.timeout;
     let mut coordinator = Coordinator::new(triggers, &mut eyes, tell, echo);
     let outcome = coordinator.follow(machine);
@@ -243,6 +244,7 @@ fn initramfs(args: &GuestArgs) -> Result<Vec<u8>, String> {
         workloads: &args.workload,
         files: &args.files,
         root: args.sysroot.as_deref(),
+        probe: args.probe,
         config: config.as_deref().zip(release.as_deref()),
     };
     guest::initramfs(&wanted)

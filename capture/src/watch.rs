@@ -13,6 +13,8 @@ use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::monitor::Sampler;
 use scx_postmortem_analyze::object::Object;
 use scx_postmortem_analyze::source::Image;
+pub(crate) use scx_postmortem_analyze::walk::bpf::probe::LatchState;
+use scx_postmortem_analyze::walk::bpf::probe::Latch;
 use scx_postmortem_analyze::walk::{Limits, Remarks, clock, sched};
 
 use scx_postmortem_format::capture::{Note, Timeline};
@@ -34,7 +36,7 @@ pub(crate) trait Eyes {
     fn find(&mut self, memory: &GuestMemory) -> std::result::Result<Found, String>;
 
     /// Looks at the guest while it runs. `None`: what was read was torn; look again.
-    fn look(&self) -> Option<Seen>;
+    fn look(&mut self) -> Option<Seen>;
 
     /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
     /// still.
@@ -63,7 +65,7 @@ pub(crate) struct Found {
 }
 
 /// What was seen at one look.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// The scheduler that is attached.
     pub(crate) scheduler: Option<Scheduler>,
@@ -72,6 +74,19 @@ pub(crate) struct Seen {
     pub(crate) oldest_age: Option<u64>,
     /// Half of the watchdog's limit, in jiffies.
     pub(crate) half_timeout: Option<u64>,
+    /// What the latch of the probe says.
+    pub(crate) latch: LatchState,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            scheduler: None,
+            oldest_age: None,
+            half_timeout: None,
+            latch: LatchState::NotResolved,
+        }
+    }
 }
 
 /// A scheduler.
@@ -104,6 +119,9 @@ pub(crate) struct Live {
     known: Option<Known>,
     sampler: Option<Sampler>,
     timeline: Option<Timeline>,
+    /// The probe's, once it was found; whether it is worth looking for.
+    latch: Option<Latch>,
+    probe: bool,
 }
 
 struct Known {
@@ -129,12 +147,18 @@ impl Eyes for Live {
         Err(why)
     }
 
-    fn look(&self) -> Option<Seen> {
+    fn look(&mut self) -> Option<Seen> {
         let known = self.known.as_ref()?;
         let scheduler = known.attached().ok()?;
         let ages = scheduler.as_ref().filter(|s| s.exit_kind == 0);
         let ages = ages.and_then(|s| known.ages(Kva(s.at)).ok());
+        // It is loaded before any scheduler.
+        if self.probe && self.latch.is_none() && scheduler.is_some() {
+            self.latch = Latch::find(&known.kernel);
+        }
+        let latch = self.latch.as_ref();
         Some(Seen {
+            latch: latch.map_or(LatchState::NotResolved, |latch| latch.state(&known.kernel)),
             oldest_age: ages.map(|(oldest, _)| oldest),
             half_timeout: ages.map(|(_, half)| half),
             scheduler,
@@ -166,6 +190,14 @@ impl Eyes for Live {
 }
 
 impl Live {
+    /// With a probe in the guest to look for, or none.
+    pub(crate) fn new(probe: bool) -> Self {
+        Self {
+            probe,
+            ..Self::default()
+        }
+    }
+
     /// The samples, for a capture.
     pub(crate) fn timeline(&self) -> Option<Note> {
         let timeline = self.timeline.as_ref().filter(|t| !t.is_empty());

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use scx_postmortem_format::capture::Note;
+use scx_postmortem_format::capture::VcpuState;
 
 use super::*;
 use crate::machine::Mapping;
-use crate::watch::Seen;
+use crate::watch::{LatchState, Seen};
 
 const ENTRY: u64 = 0xffff_ffff_8120_0000;
 const BACK: u64 = 0xffff_ffff_8130_0042;
@@ -50,6 +50,13 @@ fn says(console: &'static str) -> Turn {
     Turn {
         console,
         ..turn(None, None)
+    }
+}
+
+fn vcpu(number: u32) -> VcpuState {
+    VcpuState {
+        vcpu: number,
+        ..VcpuState::default()
     }
 }
 
@@ -114,7 +121,7 @@ impl Eyes for FakeEyes {
         self.found.clone()
     }
 
-    fn look(&self) -> Option<Seen> {
+    fn look(&mut self) -> Option<Seen> {
         self.seen.borrow().clone()
     }
 
@@ -174,8 +181,7 @@ impl Machine for Fake {
         self.told.push(Told::Freeze);
         self.stands = true;
         self.freezes.pop_front().unwrap_or_else(|| Frozen {
-            registers: vec![Note::prstatus(vec![0; 336]), Note::prstatus(vec![1; 336])],
-            parked: vec![0, 1],
+            vcpus: vec![vcpu(0), vcpu(1)],
             faults: Vec::new(),
         })
     }
@@ -383,6 +389,19 @@ fn without_breakpoints_the_kind_is_polled() {
 }
 
 #[test]
+fn the_latch_of_the_probe_counts_as_a_kind() {
+    let latched = Seen {
+        latch: LatchState::Triggered,
+        ..with(1)
+    };
+    let mut rig = rig(vec![nothing(with(0)), nothing(with(0)), nothing(latched)]);
+    rig.machine.can = |_| false;
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("probe latch"));
+    assert_eq!(late.fired.latch, Some(LatchState::Triggered));
+}
+
+#[test]
 fn polling_can_be_asked_for() {
     let mut rig = rig(vec![nothing(with(0)), nothing(with(1025))]);
     rig.triggers.moment = Moment::Poll;
@@ -532,8 +551,7 @@ fn the_peak_is_known_when_there_is_no_early_image() {
 #[test]
 fn a_vcpu_that_does_not_stop_makes_a_degraded_image() {
     let unparked = || Frozen {
-        registers: vec![Note::prstatus(vec![0; 336])],
-        parked: vec![0],
+        vcpus: vec![vcpu(0)],
         faults: vec!["vCPU 1 did not stop".into()],
     };
     let mut late = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY)), stopped(Stop::Execute(BACK))]);
@@ -560,7 +578,7 @@ fn a_lost_machine_leaves_its_memory() {
     });
     let late = rig.late();
     assert_eq!(late.fired.kind, "lost");
-    assert!(late.is_degraded() && late.frozen.parked.is_empty());
+    assert!(late.is_degraded() && late.frozen.vcpus.is_empty());
     let mut page = [0; 4];
     late.memory.source().read(0, &mut page).unwrap();
     assert_eq!(page, [7; 4]);

@@ -41,6 +41,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) workloads: &'a [String],
     /// Further files: path here, or `HERE:GUEST`.
     pub(crate) files: &'a [String],
+    /// Load the probe.
+    pub(crate) probe: bool,
     /// Another system's tree, which the libraries come from, and programs by name.
     pub(crate) root: Option<&'a Path>,
     /// The kernel's configuration and its release: some schedulers ask for it.
@@ -59,7 +61,10 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
     add_program(&mut archive, &own, "/init", root)?;
 
-    let mut plan = Plan::default();
+    let mut plan = Plan {
+        probe: wanted.probe,
+        ..Plan::default()
+    };
     if wanted.scheduler.ends_with(".bpf.o") {
         let object = read(Path::new(wanted.scheduler))?;
         archive.file(OBJECT, object);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub(crate) use self::copied::{Copied, Room};
 pub(crate) use self::memory::{GuestMemory, Mapping, Touched};
-use scx_postmortem_format::capture::Note;
+use scx_postmortem_format::capture::VcpuState;
 
 /// Why a machine did not do what it was asked. Each message is a sentence.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +67,8 @@ pub(crate) enum Event {
 /// A stopped guest, as far as it could be stopped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Frozen {
-    /// The registers of each vCPU that stands still, as notes of an ELF core.
-    pub(crate) registers: Vec<Note>,
-    /// vCPUs that stand still.
-    pub(crate) parked: Vec<u32>,
+    /// The registers of each vCPU that stands still.
+    pub(crate) vcpus: Vec<VcpuState>,
     /// Each a reason why the capture will be less than it should be: a vCPU that did not stop in
     /// time, registers that could not be read. Empty for a sound freeze.
     pub(crate) faults: Vec<String>,

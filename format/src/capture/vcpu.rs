@@ -34,6 +34,33 @@ mod hex {
     }
 }
 
+/// The same for a register that the writer may not have been able to read.
+mod maybe_hex {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(
+        clippy::ref_option,
+        reason = "serde calls it with a reference to the member"
+    )]
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<u64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::hex::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u64>, D::Error> {
+        #[derive(Deserialize)]
+        struct Register(#[serde(with = "super::hex")] u64);
+        Ok(Option::<Register>::deserialize(deserializer)?.map(|Register(value)| value))
+    }
+}
+
 /// General registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -137,10 +164,12 @@ pub struct SpecialRegs {
     pub cr3: u64,
     #[serde(with = "hex")]
     pub cr4: u64,
-    #[serde(with = "hex")]
-    pub cr8: u64,
-    #[serde(with = "hex")]
-    pub efer: u64,
+    /// Absent: not known.
+    #[serde(with = "maybe_hex", skip_serializing_if = "Option::is_none")]
+    pub cr8: Option<u64>,
+    /// Absent: not known.
+    #[serde(with = "maybe_hex", skip_serializing_if = "Option::is_none")]
+    pub efer: Option<u64>,
 }
 
 /// Debug registers.
@@ -363,6 +392,9 @@ mod tests {
         let json = serde_json::to_string(&state()).unwrap();
         assert!(json.contains(r#""rip":"0xffffffff81000000""#), "{json}");
         assert_eq!(serde_json::from_str::<VcpuState>(&json).unwrap(), state());
+        assert!(!json.contains("efer") && !json.contains("cr8"), "{json}");
+        let known: SpecialRegs = serde_json::from_str(r#"{"efer":"0xd01"}"#).unwrap();
+        assert_eq!((known.efer, known.cr8), (Some(0xd01), None));
         assert!(serde_json::from_str::<Msr>(r#"{"index":"0x1ffffffff"}"#).is_err());
         assert!(serde_json::from_str::<Msr>(r#"{"index":"12"}"#).is_err());
     }

@@ -11,6 +11,7 @@ mod gdb;
 mod mtree;
 mod own;
 mod qmp;
+mod state;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scx_postmortem_analyze::source::Image;
-use scx_postmortem_format::capture::Note;
+use scx_postmortem_format::capture::VcpuState;
 use serde_json::{Value, json};
 
 use self::gdb::Gdb;
@@ -150,8 +151,8 @@ impl Qemu {
         Ok(())
     }
 
-    /// The registers of all vCPUs, as QEMU's dumps have them.
-    fn registers(&mut self) -> Result<Vec<Note>, MachineError> {
+    /// The registers of all vCPUs.
+    fn registers(&mut self) -> Result<Vec<VcpuState>, MachineError> {
         let what = "taking the vCPUs' registers";
         let failed = |why: String| MachineError::Refused {
             what: what.into(),
@@ -164,11 +165,26 @@ impl Qemu {
         });
         self.qmp.ask("dump-guest-memory", arguments, SHORT * 6)?;
         let image = Image::open(&path).map_err(|e| failed(e.to_string()))?;
-        let notes = image.register_notes.iter();
-        let notes = notes.map(|note| Note::new(&note.name, note.kind, note.desc.clone()));
-        let notes: Vec<Note> = notes.collect();
+        let notes = image.register_notes.iter().filter(|n| n.name == "QEMU");
+        let states = (0..).zip(notes);
+        let states = states.map(|(vcpu, note)| {
+            state::of_note(vcpu, &note.desc)
+                .ok_or_else(|| failed(format!("QEMU's note of vCPU {vcpu} is too short")))
+        });
+        let mut states = states.collect::<Result<Vec<_>, _>>()?;
         let _ = std::fs::remove_file(&path);
-        Ok(notes)
+        if u32::try_from(states.len()).ok() != Some(self.vcpus) {
+            return Err(failed(format!(
+                "QEMU gave {} of {} vCPUs",
+                states.len(),
+                self.vcpus
+            )));
+        }
+        // Without it there are a few registers less.
+        if let Ok(text) = self.qmp.human("info registers -a") {
+            state::add_text(&mut states, &text);
+        }
+        Ok(states)
     }
 
     fn ended(&mut self, how: &str) -> Event {
@@ -325,10 +341,7 @@ impl Machine for Qemu {
         }
         let refreshed = self.map_memory();
         match refreshed.and_then(|()| self.registers()) {
-            Ok(registers) => {
-                frozen.registers = registers;
-                frozen.parked = (0..self.vcpus).collect();
-            }
+            Ok(vcpus) => frozen.vcpus = vcpus,
             Err(error) => frozen.faults.push(error.to_string()),
         }
         if let Some(vcpu) = self.unparked {
@@ -393,13 +406,7 @@ impl Drop for Qemu {
 
 /// Takes a vCPU out of those that stand.
 fn forget(frozen: &mut Frozen, vcpu: u32) {
-    frozen.parked.retain(|&id| id != vcpu);
-    let mut seen = std::collections::BTreeMap::new();
-    frozen.registers.retain(|note| {
-        let index = seen.entry(note.name.clone()).or_insert(0);
-        *index += 1;
-        *index - 1 != vcpu
-    });
+    frozen.vcpus.retain(|state| state.vcpu != vcpu);
     frozen
         .faults
         .push(format!("vCPU {vcpu} did not stop (a fault that was asked for)"));
