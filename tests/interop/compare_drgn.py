@@ -504,6 +504,11 @@ class Comparison:
             age = max(self.now - row["tick"]["last_jiffies"], 0)
             tick = {**row["tick"], "age_jiffies": age, "age_ms": self.ms(age)}
             self.fields(section, f"{where} tick", mine.get("tick") or {}, tick)
+            detector = row["soft_lockup"]
+            age = max((clocks[cpu]["clock"] >> 30) - detector["touched"], 0) << 30
+            watched = detector["on"] and detector["touched"]
+            self.tally.check(section, f"{where} soft_lockup", mine.get("soft_lockup"),
+                             {"age_ns": age, "period_ns": detector["period_ns"]} if watched else None)
             idle = clocks[cpu]["idle"]
             self.tally.check(section, f"{where} entry_ns", (mine.get("idle_state") or {}).get("entry_ns"),
                              row["entry_ns"] if idle else None)
@@ -542,6 +547,7 @@ class Comparison:
 
     def scheduler(self, mine, theirs):
         section, where = "schedulers", f"{theirs['ops_name']}"
+        kinds = {v: n for n, v in self.drgn["enums"]["scx_exit_kind"].items()}
         self.fields(
             section, where, self.clean(mine),
             {
@@ -550,6 +556,9 @@ class Comparison:
                     "watchdog_timeout_jiffies", "slice_dfl_ns", "nr_rejected", "enable_seq", "hotplug_seq",
                     "level", "cgroup_path",
                 )},
+                "exit_kind_name": kinds.get(theirs["exit_kind"]),
+                "bypassed_ms": theirs["bypassed_ns"] // 1_000_000
+                if theirs["bypassed_ns"] is not None and theirs["enable_state"] and (theirs["bypass_depth"] or 0) > 0 else None,
                 "has_ops": theirs["has_ops"],
                 "enable_state": theirs["enable_state"],
                 "aborting": None if theirs["aborting"] is None else bool(theirs["aborting"]),
@@ -688,7 +697,8 @@ class Comparison:
             self.tally.check("event_counter_timeline", name, value, theirs)
 
     def starved(self):
-        """Recomputed: runnable for half of the limit or longer, the longest first."""
+        """Recomputed: runnable for half of the limit or longer, the longest first, of equals the one in the kernel's message."""
+        message = (self.drgn["exit_info"] or {}).get("msg") or ""
         scheds = {s["sched_kva"]: s for s in self.drgn["schedulers"]}
         subject = scheds.get(self.drgn["subject"])
         expected = []
@@ -698,7 +708,9 @@ class Comparison:
                 for kva in rq["scx"]["runnable"]:
                     age, ms = self.age(self.tasks[kva])
                     if age is not None and age >= half:
-                        expected.append((-age, self.tasks[kva]["pid"], kva, rq["cpu"], ms))
+                        pid = self.tasks[kva]["pid"]
+                        named = message.startswith(f"{self.tasks[kva]['comm']}[{pid}] ")
+                        expected.append((-age, not named, pid, kva, rq["cpu"], ms))
         expected.sort()
         places = {}
         for dsq in self.drgn["dsqs"]:
@@ -706,7 +718,7 @@ class Comparison:
                 places[kva] = (dsq, position)
         ours = self.own.get("starved") or []
         self.tally.check("starved", "how many", len(ours), len(expected))
-        for mine, (age, pid, kva, cpu, ms) in zip(ours, expected):
+        for mine, (age, _, pid, kva, cpu, ms) in zip(ours, expected):
             dsq, position = places.get(kva, (None, None))
             self.fields(
                 "starved", f"{self.tasks[kva]['comm']}[{pid}]", self.clean(mine),
