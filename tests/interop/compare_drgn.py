@@ -263,6 +263,9 @@ class Comparison:
             check("kva", hexa(mine["kva"]), row["kva"])
             check("cpu", mine.get("cpu", -1), row["cpu"])
             check("flags", hexa(mine["flags"]["raw"]), row["flags"])
+            # enum worker_pool_flags; 6.9 put POOL_BH first.
+            names = ("BH", "MANAGER_ACTIVE", "DISASSOCIATED", "BH_DRAINING")
+            check("flag names", mine["flags"].get("names") or [], [n for bit, n in enumerate(names) if row["flags"] >> bit & 1])
             for name in ("nice", "nr_running", "nr_workers", "nr_idle", "progress_age_jiffies"):
                 check(name, mine.get(name), row[name])
             check("progress_age_ms", mine.get("progress_age_ms"), self.ms(row["progress_age_jiffies"]))
@@ -277,6 +280,9 @@ class Comparison:
                 self.called(section, f"{where} worker", worker.get("function"), read["function"])
                 check("workqueue", worker.get("workqueue"), read["workqueue"])
                 check("since_jiffies", worker.get("since_jiffies"), read["since_jiffies"])
+                since = read["since_jiffies"]
+                check("running_ms", worker.get("running_ms"),
+                      None if since is None else self.ms((self.now - since) & 0xFFFFFFFFFFFFFFFF))
                 self.works(section, f"{where} scheduled", worker.get("scheduled"), read["scheduled"])
         mine, row = ours.get("scx_watchdog"), theirs["scx_watchdog"]
         self.tally.check(section, "scx_watchdog", mine is not None, row is not None)
@@ -284,6 +290,9 @@ class Comparison:
             self.called(section, "scx_watchdog", mine.get("function"), row["function"])
             self.tally.check(section, "scx_watchdog kva", hexa(mine["kva"]), row["kva"])
             self.tally.check(section, "scx_watchdog pending", mine.get("pending"), row["pending"])
+            runs_in = [worker["task"] for pool in theirs["pools"].values() for worker in pool["busy"]
+                       if worker["work_kva"] == row["kva"]]
+            self.tally.check(section, "scx_watchdog runs_in", self.who(mine.get("runs_in")), runs_in[0] if runs_in else None)
             self.tally.check(section, "scx_watchdog expires", mine.get("expires_jiffies"), row["expires_jiffies"])
 
     def kernel_log(self):

@@ -517,7 +517,8 @@ class Reader:
                 },
                 "tick": {"stopped": bool(tick.flags & 2), "last_jiffies": tick.last_tick_jiffies.value_()},
                 "soft_lockup": {
-                    "on": self.of_global("watchdog_enabled") >> 1 & 1,
+                    "on": self.of_global("watchdog_enabled") >> 1 & 1
+                    and cpu in for_each_cpu(Object(prog, "struct cpumask", address=self.symbol("watchdog_allowed_mask"))),
                     "touched": self.of_cpu("watchdog_touch_ts", ULONG, cpu).value_(),
                     "period_ns": self.of_global("sample_period"),
                 },
