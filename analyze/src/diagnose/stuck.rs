@@ -182,14 +182,11 @@ fn held(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
     Some(draft.explains(waiting_on(case, cpu)))
 }
 
-/// The starved tasks that no other CPU may take.
+/// The starved tasks that only this CPU takes.
 fn waiting_on(case: &Case<'_>, cpu: &CpuInfo) -> Vec<usize> {
     let origin = format!("local cpu {}", cpu.cpu);
-    let only = case.starved().filter(|(_, task)| {
-        let may = case.may_use(task).unwrap_or_default();
-        task.dsq_origin.as_deref() == Some(&*origin)
-            || matches!(may[..], [(_, only)] if only.cpu == cpu.cpu)
-    });
+    let only = case.starved();
+    let only = only.filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin));
     only.map(|(index, _)| index).collect()
 }
 

@@ -50,8 +50,8 @@ pub fn read(kernel: &Kernel, clock: Option<&Clock>, cpus: &mut [CpuInfo], remark
             .ok("cpus.idle_state", clock::monotonic_ns(kernel))
             .and_then(|now| u64::try_from(now).ok()),
         resched: remarks.ok("cpus.context.need_resched", resched_bits(kernel)),
-        lockup_period: remarks
-            .ok("cpus.soft_lockup", lockup_period(kernel))
+        detector: remarks
+            .ok("cpus.soft_lockup", Detector::find(kernel))
             .flatten(),
         idle: IdleMasks::find(kernel, remarks),
     };
@@ -269,20 +269,32 @@ impl IdleMasks {
     }
 }
 
-/// How often the detector of soft lockups wants to run on each CPU; `None` while it is off.
-fn lockup_period(kernel: &Kernel) -> Result<Option<u64>> {
-    // WATCHDOG_SOFTOCKUP_ENABLED of include/linux/nmi.h.
-    let on = match kernel.global("watchdog_enabled", "long unsigned int") {
-        Ok(enabled) => enabled.u64()? & 1 << 1 != 0,
-        // Without CONFIG_LOCKUP_DETECTOR.
-        Err(Error::NoSymbol(_)) => false,
-        Err(error) => return Err(error),
-    };
-    if !on {
-        return Ok(None);
+/// The detector of soft lockups.
+struct Detector {
+    /// How often it wants to run on each CPU.
+    period_ns: u64,
+    /// The CPUs that it watches: not those of `nohz_full=`, and whom `watchdog_cpumask` leaves out.
+    watched: Vec<u32>,
+}
+
+impl Detector {
+    /// `None` while it is off.
+    fn find(kernel: &Kernel) -> Result<Option<Self>> {
+        // WATCHDOG_SOFTOCKUP_ENABLED of include/linux/nmi.h.
+        let on = match kernel.global("watchdog_enabled", "long unsigned int") {
+            Ok(enabled) => enabled.u64()? & 1 << 1 != 0,
+            // Without CONFIG_LOCKUP_DETECTOR.
+            Err(Error::NoSymbol(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if !on {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            period_ns: kernel.global("sample_period", "u64")?.u64()?,
+            watched: kernel.cpu_mask(kernel.symbol("watchdog_allowed_mask")?)?,
+        }))
     }
-    let period = kernel.global("sample_period", "u64")?.u64()?;
-    Ok((period != 0).then_some(period))
 }
 
 /// What the looks at all CPUs share.
@@ -292,8 +304,8 @@ struct Machine<'k> {
     /// The monotonic clock.
     now: Option<u64>,
     resched: Option<ReschedBits>,
-    /// Of the detector of soft lockups; none while that is off.
-    lockup_period: Option<u64>,
+    /// None while it is off.
+    detector: Option<Detector>,
     idle: Option<IdleMasks>,
 }
 
@@ -359,7 +371,10 @@ impl Machine<'_> {
 
     fn soft_lockup(&self, info: &CpuInfo, remarks: &mut Remarks) -> Option<SoftLockup> {
         let section = "cpus.soft_lockup";
-        let period_ns = self.lockup_period?;
+        let detector = self.detector.as_ref()?;
+        if !detector.watched.contains(&info.cpu) {
+            return None;
+        }
         let touched = per_cpu_var(
             self.kernel,
             "watchdog_touch_ts",
@@ -371,7 +386,7 @@ impl Machine<'_> {
         let age = (info.clock_ns? >> 30).saturating_sub(touched);
         (touched != 0).then_some(SoftLockup {
             age_ns: age.checked_mul(1 << 30),
-            period_ns: Some(period_ns),
+            period_ns: Some(detector.period_ns),
         })
     }
 

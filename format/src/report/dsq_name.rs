@@ -1,5 +1,6 @@
 //! Names of dispatch queues, as text and findings write them: the id and what it means.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::hex::Hex;
@@ -33,29 +34,57 @@ impl DsqName {
         Self { id: dsq.id, words }
     }
 
-    /// What the id in a task on `cpu` means. All CPUs' local queues have the same id.
+    /// What the id in a task on `cpu` means, see [`DsqNames::find`], for whoever asks but once.
     #[must_use]
     pub fn find(dsqs: &[DsqInfo], id: Hex, cpu: Option<u32>) -> Self {
-        let mut all = dsqs.iter().filter(|dsq| dsq.id == id);
-        let Some(first) = all.next() else {
-            let words = match id.0 & LOCAL_ON {
-                LOCAL_ON => format!("LOCAL_ON, cpu {}", id.0 & u64::from(u32::MAX)),
-                _ => String::new(),
-            };
-            return Self { id, words };
-        };
-        if all.next().is_none() {
-            return Self::of(first);
+        DsqNames::among(dsqs.iter().filter(|dsq| dsq.id == id)).find(id, cpu)
+    }
+}
+
+/// The names of all queues, for many look-ups.
+#[derive(Debug, Default)]
+pub(super) struct DsqNames<'a> {
+    /// By id: a queue, and whether it is the only one.
+    by_id: BTreeMap<Hex, (&'a DsqInfo, bool)>,
+    by_origin: BTreeMap<(Hex, &'a str), &'a DsqInfo>,
+}
+
+impl<'a> DsqNames<'a> {
+    pub(super) fn among(dsqs: impl IntoIterator<Item = &'a DsqInfo>) -> Self {
+        let mut names = Self::default();
+        for dsq in dsqs {
+            let known = names.by_id.entry(dsq.id);
+            known
+                .and_modify(|(_, only)| *only = false)
+                .or_insert((dsq, true));
+            names.by_origin.entry((dsq.id, &dsq.origin)).or_insert(dsq);
         }
-        let local = cpu.map(|cpu| format!("local cpu {cpu}"));
-        let own = (dsqs.iter()).find(|dsq| dsq.id == id && Some(&dsq.origin) == local.as_ref());
-        own.map_or_else(
-            || Self {
+        names
+    }
+
+    /// What the id in a task on `cpu` means. All CPUs' local queues have the same id.
+    pub(super) fn find(&self, id: Hex, cpu: Option<u32>) -> DsqName {
+        let (first, only) = match self.by_id.get(&id) {
+            Some(&found) => found,
+            None => {
+                let words = match id.0 & LOCAL_ON {
+                    LOCAL_ON => format!("LOCAL_ON, cpu {}", id.0 & u64::from(u32::MAX)),
+                    _ => String::new(),
+                };
+                return DsqName { id, words };
+            }
+        };
+        if only {
+            return DsqName::of(first);
+        }
+        let local = cpu.map_or(String::new(), |cpu| format!("local cpu {cpu}"));
+        match self.by_origin.get(&(id, &*local)) {
+            Some(own) => DsqName::of(own),
+            None => DsqName {
                 id,
                 words: first.name.clone(),
             },
-            Self::of,
-        )
+        }
     }
 }
 

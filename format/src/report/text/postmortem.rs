@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-use super::super::dsq_name::DsqName;
+use super::super::dsq_name::{DsqName, DsqNames};
 use super::super::dump::FailureDumpReport;
 use super::super::hex::Hex;
 use super::super::kernel_dump::DumpComparison;
@@ -253,7 +253,8 @@ impl PostmortemReport {
     }
 
     fn cpus(&self) -> String {
-        let lines = self.cpus.iter().flat_map(|cpu| cpu_lines(cpu, &self.dsqs));
+        let names = DsqNames::among(&self.dsqs);
+        let lines = self.cpus.iter().flat_map(|cpu| cpu_lines(cpu, &names));
         section("cpus", Some(lines.collect()))
     }
 
@@ -507,6 +508,7 @@ fn waiting_tasks(report: &PostmortemReport) -> Vec<Waiting<'_>> {
         .filter(|d| d.name == "user")
         .map(|d| (d.id, d))
         .collect();
+    let names = DsqNames::among(&report.dsqs);
     let mut waiting: BTreeMap<Hex, Waiting<'_>> = BTreeMap::new();
     for cpu in &report.cpus {
         for task in &cpu.runnable {
@@ -521,7 +523,7 @@ fn waiting_tasks(report: &PostmortemReport) -> Vec<Waiting<'_>> {
                         .dsq_id
                         .map_or(String::new(), |id| match queues.get(&id) {
                             Some(dsq) => DsqName::of(dsq).to_string(),
-                            None => DsqName::find(&report.dsqs, id, Some(cpu.cpu)).to_string(),
+                            None => names.find(id, Some(cpu.cpu)).to_string(),
                         }),
                     cpus_allowed: None,
                 },
@@ -575,7 +577,7 @@ pub(super) fn count(n: impl fmt::Display, what: &str) -> String {
     format!("{n} {what}{plural}")
 }
 
-fn cpu_lines(cpu: &CpuInfo, dsqs: &[DsqInfo]) -> Vec<String> {
+fn cpu_lines(cpu: &CpuInfo, names: &DsqNames<'_>) -> Vec<String> {
     let mut facts = Facts::default();
     if cpu.online == Some(false) {
         facts.push("offline");
@@ -622,7 +624,7 @@ fn cpu_lines(cpu: &CpuInfo, dsqs: &[DsqInfo]) -> Vec<String> {
             task_name(&task.comm, task.pid),
             ago(task.runnable_age_ms),
             queue.map_or(String::new(), |id| {
-                format!(" on DSQ {}", DsqName::find(dsqs, id, Some(cpu.cpu)))
+                format!(" on DSQ {}", names.find(id, Some(cpu.cpu)))
             })
         ));
     }
