@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use scx_postmortem_format::capture::Timeline;
 use scx_postmortem_format::report::reasons;
 use scx_postmortem_format::report::{
-    EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo, LogRecord,
-    PerCpuTimeStats, PerNodeNumaStats, PostmortemReport, Provenance, SchedStats, SchedulerInfo,
-    ScxSchedState, StarvedTask, TimerInfo, Unavailable, UnavailableCode, VcpuRegSnapshot,
-    WorkqueueInfo,
+    DsqName, EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo,
+    LogRecord, PerCpuTimeStats, PerNodeNumaStats, PostmortemReport, Provenance, SchedStats,
+    SchedulerInfo, ScxSchedState, StarvedTask, TimerInfo, Unavailable, UnavailableCode,
+    VcpuRegSnapshot, WorkqueueInfo,
 };
 
 use crate::addr::Kva;
@@ -423,7 +423,7 @@ impl KernelSide {
             },
             || {
                 let mut r = Remarks::default();
-                let irqs = r.timed("interrupts", |r| irqs::read(kernel, r));
+                let irqs = r.timed("interrupts", |r| irqs::read(kernel, limits, r));
                 let schedstats = r.timed("schedstats", |r| schedstat::read(kernel, r));
                 let log = r.timed("kernel log", |r| printk::read(kernel, limits, r));
                 (irqs, schedstats, log, r)
@@ -558,6 +558,12 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
         hz: clock.and_then(|c| u32::try_from(c.hz).ok()),
         jiffies: remarks.ok("kernel.jiffies", clock::jiffies(kernel)),
         uptime_ns: remarks.ok("kernel.uptime_ns", clock::uptime_ns(kernel)),
+        timekeeping_age_ns: remarks
+            .ok(
+                "kernel.timekeeping_age_ns",
+                clock::timekeeping_age_ns(kernel),
+            )
+            .flatten(),
         nr_cpus: u32::try_from(kernel.cpus().count()).ok(),
         cpus_possible: Some(cpu_list(&kernel.cpus().collect::<Vec<_>>())),
         cpus_online: remarks.ok("kernel.cpus_online", mask("__cpu_online_mask")),
@@ -617,7 +623,16 @@ fn starved(own: &PostmortemReport, rqs: &[CpuRq], dsqs: &[Dsq]) -> Vec<StarvedTa
             });
         }
     }
-    starved.sort_by_key(|t| (std::cmp::Reverse(t.runnable_age_jiffies), t.pid, t.kva.0));
+    // Of several that have waited as long, the one that the kernel names in its message.
+    let named = own.exit_info.as_ref().and_then(|exit| exit.msg.as_deref());
+    let named = |t: &StarvedTask| {
+        let name = format!("{}[{}] ", t.comm, t.pid);
+        named.is_some_and(|msg| msg.starts_with(&name))
+    };
+    starved.sort_by_cached_key(|t| {
+        let age = std::cmp::Reverse(t.runnable_age_jiffies);
+        (age, !named(t), t.pid, t.kva.0)
+    });
     starved
 }
 
@@ -632,7 +647,10 @@ fn whereabouts(own: &PostmortemReport, task: &StarvedTask) -> String {
         (Some(origin), Some(id), Some(position)) => {
             format!("queued on {origin} DSQ {id} at position {position}")
         }
-        (_, Some(id), _) => format!("on DSQ {id}, which could not be read whole"),
+        (_, Some(id), _) => {
+            let name = DsqName::find(&own.dsqs, id, Some(task.cpu));
+            format!("on DSQ {name}, which could not be read whole")
+        }
         _ => {
             let info = own.tasks.iter().find(|t| t.kva == task.kva);
             match info.and_then(|t| t.ops_state.as_deref()) {

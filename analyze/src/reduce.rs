@@ -18,7 +18,6 @@ use scx_postmortem_format::capture::{
     note_types, write_capture,
 };
 use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::addr::Gpa;
 use crate::analysis::{self, Options};
@@ -343,11 +342,11 @@ pub fn reduce(
     if let Some(path) = shared {
         let tables = Tables::open(path).map_err(ReduceError::Tables)?;
         let build_id = recorded.kernel.vmcoreinfo.build_id().unwrap_or_default();
-        if build_id.is_empty() || !tables.id.starts_with(build_id) {
+        if build_id.is_empty() || tables.build_id != build_id {
             return Err(ReduceError::Tables(format!(
-                "{}: these are the tables {} of another kernel than {build_id}",
+                "{}: these are tables of the kernel with build id {}, and the guest's is {build_id}",
                 path.display(),
-                tables.id
+                tables.build_id
             )));
         }
         let base = tables::image_base(&recorded.kernel.vmcoreinfo);
@@ -458,19 +457,17 @@ pub fn tables(
         constant.contains(&page) || unwind.iter().any(|range| range.contains(&page))
     });
 
-    let mut digest = Xxh3::new();
-    for extent in &memory {
-        let mut bytes = vec![0; to_usize(extent.bytes)];
-        let gpa = Gpa(extent.gpa);
-        let read = recorder.memory.read(gpa, &mut bytes);
-        read.map_err(|e| ReduceError::Output(e.to_string()))?;
-        digest.update(&extent.gpa.wrapping_sub(base).to_le_bytes());
-        digest.update(&bytes);
-    }
+    let regions = memory.iter().map(|extent| Region {
+        start: Gpa(extent.gpa),
+        len: extent.bytes,
+    });
+    let regions: Vec<Region> = regions.collect();
+    let digest = tables::digest(&*recorder.memory, &regions, base)
+        .map_err(|e| ReduceError::Output(e.to_string()))?;
     recorded.manifest = Manifest {
         version: 1,
         kernel_release: recorded.manifest.kernel_release.take(),
-        kernel_tables: Some(format!("{build_id}-{:016x}", digest.digest())),
+        kernel_tables: Some(tables::id(&build_id, digest)),
         source: SourceInfo {
             kind: tables::KIND.into(),
             ..SourceInfo::default()

@@ -8,6 +8,8 @@
 
 use std::path::Path;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use crate::addr::Gpa;
 use crate::bytes::{to_u64, to_usize};
 use crate::error::Error;
@@ -29,6 +31,8 @@ pub(crate) struct Tables {
     memory: Box<dyn PhysicalMemory>,
     /// What the file is called in captures: the kernel's build id and a digest of the pages.
     pub(crate) id: String,
+    /// The build id of its kernel.
+    pub(crate) build_id: String,
     /// Where the kernel was, see [`image_base`].
     base: u64,
 }
@@ -43,9 +47,22 @@ impl Tables {
             return Err(no());
         }
         let info = image.vmcoreinfo.as_deref().and_then(Vmcoreinfo::parse);
+        let info = info.ok_or_else(no)?;
+        let id = manifest.kernel_tables.clone().ok_or_else(no)?;
+        let build_id = info.build_id().unwrap_or_default().to_owned();
+        let base = image_base(&info);
+        let found = digest(&*image.memory, image.memory.regions(), base)
+            .map_err(|why| format!("{name}: damaged, make it again with analyze tables: {why}"))?;
+        let own = self::id(&build_id, found);
+        if own != id {
+            return Err(format!(
+                "{name}: it calls itself the kernel tables {id}, and its content makes it {own}: it is damaged or was changed, make it again with analyze tables"
+            ));
+        }
         Ok(Self {
-            id: manifest.kernel_tables.clone().ok_or_else(no)?,
-            base: image_base(&info.ok_or_else(no)?),
+            id,
+            build_id,
+            base,
             memory: image.memory,
         })
     }
@@ -56,6 +73,33 @@ impl Tables {
         let at = Gpa(gpa.0.wrapping_sub(base).wrapping_add(self.base));
         self.memory.read(at, &mut page).ok().map(|()| page)
     }
+}
+
+/// What a tables file is called.
+pub(crate) fn id(build_id: &str, digest: u64) -> String {
+    format!("{build_id}-{digest:016x}")
+}
+
+/// The digest of pages and of where in the kernel's image they are.
+pub(crate) fn digest(
+    memory: &dyn PhysicalMemory,
+    regions: &[Region],
+    base: u64,
+) -> Result<u64, Error> {
+    let mut digest = Xxh3::new();
+    let mut page = [0; 4096];
+    for region in regions {
+        digest.update(&region.start.0.wrapping_sub(base).to_le_bytes());
+        let mut at = region.start;
+        while at.0 < region.end().0 {
+            let room = to_usize((region.end().0 - at.0).min(PAGE));
+            let part = page.get_mut(..room).unwrap_or_default();
+            memory.read(at, part)?;
+            digest.update(part);
+            at = Gpa(at.0.saturating_add(to_u64(room)));
+        }
+    }
+    Ok(digest.digest())
 }
 
 /// What to take from a physical address in the kernel's image for one that is the same in every
@@ -91,6 +135,15 @@ pub fn supply(mut image: Image, path: &Path) -> Result<Image, String> {
     }
     let info = image.vmcoreinfo.as_deref().and_then(Vmcoreinfo::parse);
     let info = info.ok_or("the capture has no VMCOREINFO that tells where its kernel is")?;
+    // The id has it too, but a manifest is only what somebody wrote.
+    let build_id = info.build_id().unwrap_or_default();
+    if build_id != tables.build_id {
+        return Err(format!(
+            "{}: these are tables of the kernel with build id {}, and the capture is of one with build id {build_id}",
+            path.display(),
+            tables.build_id
+        ));
+    }
     let reason = format!("{LEFT_OUT}{}", rule(&wanted));
     let mut shared = Vec::new();
     if let Some(manifest) = &mut image.manifest {

@@ -90,6 +90,7 @@ UNAVAILABLE = {
     "scx_sched_state.aborting": ("6.16", "6.18", "struct scx_sched has no member aborting", "postmortem.scheduler.aborting"),
     "scheduler.slice_dfl": ("6.16", "6.18", "struct scx_sched has no member slice_dfl", "postmortem.scheduler.slice_dfl_ns"),
     "scheduler.level": ("6.16", "7.0", "struct scx_sched has no member level", "postmortem.scheduler.level"),
+    "scheduler.bypass_timestamp": ("6.16", "7.0", "struct scx_sched has no member bypass_timestamp", None),
     "scheduler.children": ("6.16", "7.0", "struct scx_sched has no member children", None),
     "scheduler.cgrp_path": ("6.16", "7.0", "struct scx_sched has no member cgrp_path", "postmortem.scheduler.cgroup_path"),
     "rq_scx_states.nr_immed": ("6.16", "7.0", "struct scx_rq has no member nr_immed", None),

@@ -263,6 +263,9 @@ class Comparison:
             check("kva", hexa(mine["kva"]), row["kva"])
             check("cpu", mine.get("cpu", -1), row["cpu"])
             check("flags", hexa(mine["flags"]["raw"]), row["flags"])
+            # enum worker_pool_flags; 6.9 put POOL_BH first.
+            names = ("BH", "MANAGER_ACTIVE", "DISASSOCIATED", "BH_DRAINING")
+            check("flag names", mine["flags"].get("names") or [], [n for bit, n in enumerate(names) if row["flags"] >> bit & 1])
             for name in ("nice", "nr_running", "nr_workers", "nr_idle", "progress_age_jiffies"):
                 check(name, mine.get(name), row[name])
             check("progress_age_ms", mine.get("progress_age_ms"), self.ms(row["progress_age_jiffies"]))
@@ -277,6 +280,9 @@ class Comparison:
                 self.called(section, f"{where} worker", worker.get("function"), read["function"])
                 check("workqueue", worker.get("workqueue"), read["workqueue"])
                 check("since_jiffies", worker.get("since_jiffies"), read["since_jiffies"])
+                since = read["since_jiffies"]
+                check("running_ms", worker.get("running_ms"),
+                      None if since is None else self.ms((self.now - since) & 0xFFFFFFFFFFFFFFFF))
                 self.works(section, f"{where} scheduled", worker.get("scheduled"), read["scheduled"])
         mine, row = ours.get("scx_watchdog"), theirs["scx_watchdog"]
         self.tally.check(section, "scx_watchdog", mine is not None, row is not None)
@@ -284,6 +290,9 @@ class Comparison:
             self.called(section, "scx_watchdog", mine.get("function"), row["function"])
             self.tally.check(section, "scx_watchdog kva", hexa(mine["kva"]), row["kva"])
             self.tally.check(section, "scx_watchdog pending", mine.get("pending"), row["pending"])
+            runs_in = [worker["task"] for pool in theirs["pools"].values() for worker in pool["busy"]
+                       if worker["work_kva"] == row["kva"]]
+            self.tally.check(section, "scx_watchdog runs_in", self.who(mine.get("runs_in")), runs_in[0] if runs_in else None)
             self.tally.check(section, "scx_watchdog expires", mine.get("expires_jiffies"), row["expires_jiffies"])
 
     def kernel_log(self):
@@ -504,6 +513,11 @@ class Comparison:
             age = max(self.now - row["tick"]["last_jiffies"], 0)
             tick = {**row["tick"], "age_jiffies": age, "age_ms": self.ms(age)}
             self.fields(section, f"{where} tick", mine.get("tick") or {}, tick)
+            detector = row["soft_lockup"]
+            age = max((clocks[cpu]["clock"] >> 30) - detector["touched"], 0) << 30
+            watched = detector["on"] and detector["touched"]
+            self.tally.check(section, f"{where} soft_lockup", mine.get("soft_lockup"),
+                             {"age_ns": age, "period_ns": detector["period_ns"]} if watched else None)
             idle = clocks[cpu]["idle"]
             self.tally.check(section, f"{where} entry_ns", (mine.get("idle_state") or {}).get("entry_ns"),
                              row["entry_ns"] if idle else None)
@@ -542,6 +556,7 @@ class Comparison:
 
     def scheduler(self, mine, theirs):
         section, where = "schedulers", f"{theirs['ops_name']}"
+        kinds = {v: n for n, v in self.drgn["enums"]["scx_exit_kind"].items()}
         self.fields(
             section, where, self.clean(mine),
             {
@@ -550,6 +565,9 @@ class Comparison:
                     "watchdog_timeout_jiffies", "slice_dfl_ns", "nr_rejected", "enable_seq", "hotplug_seq",
                     "level", "cgroup_path",
                 )},
+                "exit_kind_name": kinds.get(theirs["exit_kind"]),
+                "bypassed_ms": theirs["bypassed_ns"] // 1_000_000
+                if theirs["bypassed_ns"] is not None and theirs["enable_state"] and (theirs["bypass_depth"] or 0) > 0 else None,
                 "has_ops": theirs["has_ops"],
                 "enable_state": theirs["enable_state"],
                 "aborting": None if theirs["aborting"] is None else bool(theirs["aborting"]),
@@ -688,7 +706,8 @@ class Comparison:
             self.tally.check("event_counter_timeline", name, value, theirs)
 
     def starved(self):
-        """Recomputed: runnable for half of the limit or longer, the longest first."""
+        """Recomputed: runnable for half of the limit or longer, the longest first, of equals the one in the kernel's message."""
+        message = (self.drgn["exit_info"] or {}).get("msg") or ""
         scheds = {s["sched_kva"]: s for s in self.drgn["schedulers"]}
         subject = scheds.get(self.drgn["subject"])
         expected = []
@@ -698,7 +717,9 @@ class Comparison:
                 for kva in rq["scx"]["runnable"]:
                     age, ms = self.age(self.tasks[kva])
                     if age is not None and age >= half:
-                        expected.append((-age, self.tasks[kva]["pid"], kva, rq["cpu"], ms))
+                        pid = self.tasks[kva]["pid"]
+                        named = message.startswith(f"{self.tasks[kva]['comm']}[{pid}] ")
+                        expected.append((-age, not named, pid, kva, rq["cpu"], ms))
         expected.sort()
         places = {}
         for dsq in self.drgn["dsqs"]:
@@ -706,7 +727,7 @@ class Comparison:
                 places[kva] = (dsq, position)
         ours = self.own.get("starved") or []
         self.tally.check("starved", "how many", len(ours), len(expected))
-        for mine, (age, pid, kva, cpu, ms) in zip(ours, expected):
+        for mine, (age, _, pid, kva, cpu, ms) in zip(ours, expected):
             dsq, position = places.get(kva, (None, None))
             self.fields(
                 "starved", f"{self.tasks[kva]['comm']}[{pid}]", self.clean(mine),

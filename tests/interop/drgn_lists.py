@@ -341,6 +341,8 @@ class Reader:
             "bypass_depth": self.moved(how, sched, "bypass_depth", "scx_bypass_depth"),
             "aborting": self.moved(how, sched, "aborting", "scx_aborting"),
             "exit_kind": value(sched, "exit_kind"),
+            "bypassed_ns": max(ktime_get_coarse_ns(self.prog).value_() - sched.bypass_timestamp.value_(), 0)
+            if has(sched, "bypass_timestamp") else None,
             "watchdog_timeout_jiffies": self.moved(how, sched, "watchdog_timeout", "scx_watchdog_timeout"),
             "watchdog_timestamp": self.prog["scx_watchdog_timestamp"].value_(),
             "slice_dfl_ns": self.moved(how, sched, "slice_dfl", "scx_slice_dfl"),
@@ -450,6 +452,10 @@ class Reader:
         """A per-CPU variable; BTF has no types for them here."""
         return per_cpu(Object(self.prog, of, address=self.symbol(name)), cpu)
 
+    def of_global(self, name):
+        """A number of eight bytes."""
+        return Object(self.prog, ULONG, address=self.symbol(name)).value_()
+
     def mask(self, var):
         """A cpumask_var_t: an array of one mask, or a pointer to one."""
         return cpumask_to_cpulist(var[0])
@@ -510,6 +516,12 @@ class Reader:
                     "ext": rq.scx.nr_running.value_() if self.ext else None,
                 },
                 "tick": {"stopped": bool(tick.flags & 2), "last_jiffies": tick.last_tick_jiffies.value_()},
+                "soft_lockup": {
+                    "on": self.of_global("watchdog_enabled") >> 1 & 1
+                    and cpu in for_each_cpu(Object(prog, "struct cpumask", address=self.symbol("watchdog_allowed_mask"))),
+                    "touched": self.of_cpu("watchdog_touch_ts", ULONG, cpu).value_(),
+                    "period_ns": self.of_global("sample_period"),
+                },
                 "entry_ns": tick.idle_entrytime.value_() if tick.flags & 1 else None,
                 "topology": {
                     "node": self.of_cpu("numa_node", "int", cpu).value_(),

@@ -3,7 +3,8 @@
 //! A task that is bound to some of the CPUs waits in a queue that others leave: whoever takes
 //! from the queue passes it over, because it may not run there.
 
-use super::{Case, Confidence, Draft, name, realtime, waited};
+use super::{Case, Confidence, Draft, dsq_of, name, realtime, waited};
+use crate::kernel::cpu_list;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let online = case.online();
@@ -40,13 +41,15 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             }
             let (task_at, info) = case.task(task)?;
             let allowed = info.cpus_allowed.as_deref()?;
+            let may: Vec<u32> = cpus.iter().map(|(_, cpu)| cpu.cpu).collect();
+            let cpus = format!("CPU{} {}", if may.len() == 1 { "" } else { "s" }, cpu_list(&may));
             Some(
                 Draft::new(
                     Confidence::Likely,
                     format!(
-                        "{} may only run on CPU {allowed}, and others were taken from DSQ {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use",
+                        "{} may only run on {cpus}, and others were taken from {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use",
                         name(task),
-                        dsq.id,
+                        dsq_of(case, dsq.id, None),
                         waited(task.runnable_age_ms)
                     ),
                 )
@@ -54,6 +57,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                 .rests_on(format_args!("tasks/{task_at}/cpus_allowed"), allowed)
                 .rests_on(format_args!("dsqs/{at}/seq"), dsq.seq)
                 .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms)
+                .explains([index])
             )
         })
         .take(1)

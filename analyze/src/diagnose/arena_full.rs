@@ -24,15 +24,30 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             let (confidence, why) = without.map_or_else(
                 || (Confidence::Possible, String::new()),
                 |(_, map)| {
-                    let count = map.owners.len();
-                    let why = format!(", none of which is among the {count} tasks in {}", map.name);
-                    (Confidence::Certain, why)
+                    let which = match names.len() {
+                        1 => "which is not",
+                        _ => "none of which is",
+                    };
+                    let why = match map.owners.len() {
+                        1 => format!(", {which} the one task in {},", map.name),
+                        count => format!(", {which} among the {count} tasks in {},", map.name),
+                    };
+                    // A storage of some tasks only says nothing of those that it lacks.
+                    let rest = case.report.tasks.iter().filter(|task| {
+                        task.class.as_deref() == Some("ext")
+                            && case.starved().all(|(_, starved)| starved.kva != task.kva)
+                    });
+                    let mut lacks = rest.filter(|task| !map.owners.iter().any(|o| o.kva == task.kva));
+                    match lacks.next() {
+                        None => (Confidence::Certain, why),
+                        Some(_) => (Confidence::Possible, why),
+                    }
                 },
             );
             let mut draft = Draft::new(
                 confidence,
                 format!(
-                    "arena {} is exhausted: all of its {limit} pages are allocated; {} waited up to {}{why}",
+                    "arena {} is exhausted: all of its {limit} pages are allocated; {}{why} waited up to {}",
                     arena.name,
                     listed(&names),
                     waited(longest.runnable_age_ms)
@@ -47,10 +62,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             if let Some((map_at, map)) = without {
                 draft = draft.rests_on(format_args!("maps/{map_at}/entries"), map.owners.len());
             }
-            Some(draft.rests_on(
+            let draft = draft.rests_on(
                 format_args!("starved/{index}/runnable_age_ms"),
                 longest.runnable_age_ms,
-            ))
+            );
+            Some(draft.explains(case.starved().map(|(index, _)| index)))
         })
         .collect()
 }

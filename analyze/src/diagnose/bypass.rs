@@ -4,7 +4,10 @@
 //! tasks then run in FIFO order, whatever the BPF scheduler says. Where the kernel is in a callback
 //! meanwhile, that is what it waits for.
 
-use super::{Case, Confidence, Draft};
+use super::{Case, Confidence, Draft, waited};
+
+/// To enable a scheduler takes some ten ms on an ordinary machine.
+const LONG_MS: u64 = 1000;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let Some(scheduler) = &case.report.scheduler else {
@@ -21,8 +24,29 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let what = format!(
         "the kernel bypasses the scheduler (depth {depth}, state {state}): tasks run in FIFO order"
     );
+    let since = scheduler.bypassed_ms;
+    let what = match since {
+        Some(ms) => format!("{what}, and have for {}", waited(ms)),
+        None => what,
+    };
+    let ordinary = matches!(state, "enabling" | "disabling");
+    let confidence = match since {
+        // It takes a moment, and nothing is wrong.
+        Some(ms) if ordinary && ms < LONG_MS => return Vec::new(),
+        Some(_) if ordinary => Confidence::Likely,
+        None if ordinary => Confidence::Possible,
+        _ => Confidence::Certain,
+    };
     let draft = |what: String| {
-        Draft::new(Confidence::Certain, what).rests_on("scheduler/bypass_depth", depth)
+        let draft = Draft::new(confidence, what).rests_on("scheduler/bypass_depth", depth);
+        let draft = match &scheduler.enable_state {
+            Some(state) => draft.rests_on("scheduler/enable_state", state),
+            None => draft,
+        };
+        match since {
+            Some(ms) => draft.rests_on("scheduler/bypassed_ms", ms),
+            None => draft,
+        }
     };
     let Some((task_at, index, symbol, source)) = busy_with(case) else {
         return vec![draft(what)];

@@ -1,7 +1,8 @@
 //! The scheduler failed by its own word, or by a mistake that the kernel caught.
 //!
 //! Reads the exit record: `SCX_EXIT_ERROR_BPF` is `scx_bpf_error()`, `SCX_EXIT_ERROR` whatever
-//! else the kernel threw it out for. The backtrace tells which program it was in.
+//! else the kernel threw it out for. The backtrace tells which program it was in, the head of the
+//! kernel's dump in the context of which task.
 
 use super::{Case, Confidence, Draft};
 
@@ -15,8 +16,9 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         "SCX_EXIT_ERROR" => "the kernel threw the scheduler out for an error",
         _ => return Vec::new(),
     };
-    let message = exit.msg.as_deref().filter(|msg| !msg.is_empty());
-    let message = message.or(exit.reason.as_deref()).unwrap_or("no message");
+    let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let message = text(&exit.msg).map(|msg| ("msg", msg));
+    let message = message.or_else(|| Some(("reason", text(&exit.reason)?)));
     let frames = exit.backtrace.iter().enumerate();
     let program = frames
         .filter_map(|(index, frame)| {
@@ -25,27 +27,71 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         .next();
     let place = program
         .map(|(_, symbol, source)| format!(" in {}() at {source}", super::program_name(symbol)));
+    let task = task(case);
+    let whose = task.as_ref().map_or(String::new(), |task| {
+        format!(", while CPU {} ran {}[{}]", task.cpu, task.comm, task.pid)
+    });
+    let words = message.as_ref().map_or("no message", |(_, words)| words);
     let mut draft = Draft::new(
         Confidence::Certain,
-        format!("{how}{}: {message}", place.unwrap_or_default()),
+        format!("{how}{}{whose}: {words}", place.unwrap_or_default()),
     )
-    .rests_on("exit_info/kind_name", kind)
-    .rests_on("exit_info/msg", message);
-    if let Some((index, symbol, _)) = program {
-        draft = draft.rests_on(format_args!("exit_info/backtrace/{index}/symbol"), symbol);
+    .rests_on("exit_info/kind_name", kind);
+    if let Some((member, words)) = &message {
+        draft = draft.rests_on(format_args!("exit_info/{member}"), words);
     }
-    let cpu = exit.exit_cpu.and_then(|cpu| u32::try_from(cpu).ok());
-    let cpus = case.report.cpus.iter().enumerate();
-    // Only while it is being thrown out does the CPU still run what it ran then.
-    let attached = case.report.scheduler.as_ref();
-    let still = attached.is_some_and(|s| s.found_via == "scx_root");
-    if let Some((index, curr)) = cpus
-        .filter(|(_, c)| still && Some(c.cpu) == cpu)
-        .find_map(|(index, c)| Some((index, c.curr.as_ref()?)))
-    {
+    if let Some((index, symbol, source)) = program {
         draft = draft
-            .rests_on(format_args!("cpus/{index}/curr/comm"), &curr.comm)
-            .rests_on(format_args!("cpus/{index}/curr/pid"), curr.pid);
+            .rests_on(format_args!("exit_info/backtrace/{index}/symbol"), symbol)
+            .rests_on(format_args!("exit_info/backtrace/{index}/source"), source);
+    }
+    if let Some(task) = task {
+        draft = draft
+            .rests_on(format_args!("{}comm", task.path), &task.comm)
+            .rests_on(format_args!("{}pid", task.path), task.pid)
+            .rests_on(task.cpu_path, task.cpu);
     }
     vec![draft]
+}
+
+/// The task in whose context the call failed.
+struct Failing {
+    comm: String,
+    pid: i32,
+    cpu: u32,
+    /// What the members' names follow.
+    path: String,
+    cpu_path: &'static str,
+}
+
+fn task(case: &Case<'_>) -> Option<Failing> {
+    let exit = case.report.exit_info.as_ref()?;
+    let number = |cpu: Option<i32>| cpu.and_then(|cpu| u32::try_from(cpu).ok());
+    if let Some(dump) = &exit.parsed_dump
+        && let (Some(comm), Some(pid)) = (&dump.comm, dump.pid)
+        && let Some((cpu, cpu_path)) = number(dump.exit_cpu)
+            .map(|cpu| (cpu, "exit_info/parsed_dump/exit_cpu"))
+            .or_else(|| Some((number(exit.exit_cpu)?, "exit_info/exit_cpu")))
+    {
+        return Some(Failing {
+            comm: comm.clone(),
+            pid,
+            cpu,
+            path: "exit_info/parsed_dump/".to_owned(),
+            cpu_path,
+        });
+    }
+    // Before the dump is written: while it is being thrown out, the CPU still runs what it ran.
+    let attached = case.report.scheduler.as_ref()?.found_via == "scx_root";
+    let cpu = number(exit.exit_cpu).filter(|_| attached && exit.dump.is_none())?;
+    let mut cpus = case.report.cpus.iter().enumerate();
+    let (at, info) = cpus.find(|(_, info)| info.cpu == cpu)?;
+    let curr = info.curr.as_ref()?;
+    Some(Failing {
+        comm: curr.comm.clone(),
+        pid: curr.pid,
+        cpu,
+        path: format!("cpus/{at}/curr/"),
+        cpu_path: "exit_info/exit_cpu",
+    })
 }

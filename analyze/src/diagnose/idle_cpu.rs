@@ -2,7 +2,7 @@
 
 use scx_postmortem_format::report::CpuInfo;
 
-use super::{Case, Confidence, Draft, name, waited};
+use super::{Case, Confidence, Draft, dsq_of, name, waited};
 
 /// A CPU that has been idle for less may just be on its way.
 const LONG_NS: u64 = 100_000_000;
@@ -37,7 +37,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         };
         let place = task.dsq_id.map_or_else(
             || "with the BPF scheduler".to_owned(),
-            |id| format!("on DSQ {id}"),
+            |id| format!("on {}", dsq_of(case, id, Some(task.cpu))),
         );
         return vec![
             Draft::new(
@@ -51,7 +51,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             )
             .advice("wake an idle CPU when a task is queued (scx_bpf_kick_cpu() with SCX_KICK_IDLE), and let ops.dispatch() on it take from the queue")
             .rests_on(format_args!("cpus/{at}/idle"), true)
-            .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms),
+            .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms)
+            .explains([index]),
         ];
     }
     Vec::new()

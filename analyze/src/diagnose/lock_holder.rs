@@ -5,7 +5,7 @@
 
 use scx_postmortem_format::report::{LockInfo, NamedTask, TaskInfo};
 
-use super::{Case, Confidence, Draft, listed, waited};
+use super::{Case, Confidence, Draft, dsq_of, listed, waited};
 
 /// An owner that is not starved yet, and waits at least so long, may explain others' wait.
 const LONG_MS: u64 = 1000;
@@ -55,7 +55,7 @@ fn held(case: &Case<'_>, at: usize, lock: &LockInfo) -> Option<(u64, Draft)> {
             symbol(lock),
             wait(&others),
             waited(age),
-            place(task),
+            place(case, task),
         ),
     )
     .advice("let the task run: until it has, nobody that wants the lock can go on")
@@ -70,6 +70,7 @@ fn held(case: &Case<'_>, at: usize, lock: &LockInfo) -> Option<(u64, Draft)> {
             format_args!("starved/{index}/runnable_age_ms"),
             starved.runnable_age_ms,
         );
+        draft = draft.explains([index]);
     }
     Some((age, draft))
 }
@@ -88,9 +89,9 @@ fn wait(names: &[String]) -> String {
     format!("{} {verb}", listed(names))
 }
 
-fn place(task: &TaskInfo) -> String {
+fn place(case: &Case<'_>, task: &TaskInfo) -> String {
     match (task.dsq_id, task.ops_state.as_deref()) {
-        (Some(id), _) => format!("on DSQ {id}"),
+        (Some(id), _) => format!("on {}", dsq_of(case, id, task.cpu)),
         (None, Some("QUEUED")) => "held by the BPF scheduler".to_owned(),
         _ => "on no DSQ".to_owned(),
     }

@@ -5,6 +5,7 @@
 //! which they explain a failure; what is certain goes before what is likely, and the first
 //! finding is the verdict. A rule that misses what it needs says nothing.
 
+mod aborting;
 mod affinity;
 mod arena_full;
 mod bypass;
@@ -22,8 +23,8 @@ mod stuck;
 use std::fmt::Display;
 
 use scx_postmortem_format::report::{
-    CpuInfo, FailureDumpMap, Finding, FindingEvidence, MapInfo, PostmortemReport, StarvedTask,
-    TaskInfo,
+    CpuInfo, DsqName, FailureDumpMap, Finding, FindingEvidence, Hex, MapInfo, PostmortemReport,
+    StarvedTask, TaskInfo,
 };
 
 /// How sure a rule is.
@@ -53,6 +54,8 @@ struct Draft {
     what: String,
     advice: Option<String>,
     evidence: Vec<FindingEvidence>,
+    /// The starved tasks whose wait it explains, by their place in the list.
+    victims: Vec<usize>,
 }
 
 impl Draft {
@@ -62,11 +65,17 @@ impl Draft {
             what: what.into(),
             advice: None,
             evidence: Vec::new(),
+            victims: Vec::new(),
         }
     }
 
     fn advice(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
+        self
+    }
+
+    fn explains(mut self, victims: impl IntoIterator<Item = usize>) -> Self {
+        self.victims.extend(victims);
         self
     }
 
@@ -92,20 +101,32 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 13] = [
+const RULES: [(&str, Rule); 15] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
-    ("lock-holder-off-cpu", lock_holder::find),
     ("arena-exhausted", arena_full::find),
     ("queue-never-consumed", queue::never_consumed),
-    ("ringbuf-full", ringbuf::find),
     ("real-time-hog", realtime::find),
     ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),
+    ("preemption-off", stuck::not_preempted),
     ("idle-cpu-with-waiting-work", idle_cpu::find),
+    (LOCK_HOLDER, lock_holder::find),
+    (RINGBUF, ringbuf::find),
     ("slow-program", slow_program::find),
     ("queue-stopped", queue::stopped),
     ("bypass", bypass::find),
+    ("aborting", aborting::find),
+];
+const LOCK_HOLDER: &str = "lock-holder-off-cpu";
+const RINGBUF: &str = "ringbuf-full";
+/// What keeps tasks of sched_ext from their CPU whatever the scheduler does, programs in user
+/// space among them.
+const CPU_TAKEN: [&str; 4] = [
+    "cpu-stuck",
+    "preemption-off",
+    "real-time-hog",
+    "stranded-on-local-queue",
 ];
 
 /// What is told when no rule tells why.
@@ -118,26 +139,48 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
         report,
         shared_maps,
     };
-    let mut found: Vec<(Confidence, Finding)> = Vec::new();
+    let mut drafts: Vec<(&str, Draft)> = Vec::new();
     for (rule, find) in RULES.into_iter().chain([LAST]) {
-        if rule == LAST.0 && !found.is_empty() {
+        if rule == LAST.0 && !drafts.is_empty() {
             break;
         }
-        for draft in find(&case) {
-            found.push((
-                draft.confidence,
-                Finding {
-                    rule: rule.to_owned(),
-                    what: draft.what,
-                    confidence: draft.confidence.word().to_owned(),
-                    advice: draft.advice,
-                    evidence: draft.evidence,
-                },
-            ));
+        drafts.extend(find(&case).into_iter().map(|draft| (rule, draft)));
+    }
+    consequences_last(&mut drafts);
+    drafts.sort_by_key(|(_, draft)| draft.confidence);
+    let findings = drafts.into_iter().map(|(rule, draft)| Finding {
+        rule: rule.to_owned(),
+        what: draft.what,
+        confidence: draft.confidence.word().to_owned(),
+        advice: draft.advice,
+        evidence: draft.evidence,
+    });
+    findings.collect()
+}
+
+/// A cause stands before what follows from it, however sure both are.
+fn consequences_last(drafts: &mut [(&str, Draft)]) {
+    let surest = |drafts: &[(&str, Draft)], of: &dyn Fn(&str, &Draft) -> bool| {
+        let drafts = drafts.iter().filter(|(rule, draft)| of(rule, draft));
+        let confidence = drafts.map(|(_, draft)| draft.confidence);
+        confidence.filter(|c| *c != Confidence::Possible).min()
+    };
+    // Who reads the ring is a task, too, and nobody knows which.
+    let taken = surest(drafts, &|rule, _| CPU_TAKEN.contains(&rule));
+    for at in 0..drafts.len() {
+        let cause = match drafts.get(at) {
+            Some((RINGBUF, _)) => taken.map(|_| Confidence::Possible),
+            // The owner's own wait has a cause.
+            Some((LOCK_HOLDER, lock)) => surest(drafts, &|rule, draft| {
+                let others = ![LOCK_HOLDER, RINGBUF].contains(&rule);
+                others && draft.victims.iter().any(|at| lock.victims.contains(at))
+            }),
+            _ => None,
+        };
+        if let (Some(cause), Some((_, draft))) = (cause, drafts.get_mut(at)) {
+            draft.confidence = draft.confidence.max(cause);
         }
     }
-    found.sort_by_key(|(confidence, _)| *confidence);
-    found.into_iter().map(|(_, finding)| finding).collect()
 }
 
 /// The report, with the look-ups that rules share.
@@ -211,6 +254,11 @@ fn parse_cpus(list: &str) -> Option<Vec<(u32, u32)>> {
             Some((first.parse().ok()?, last.parse().ok()?))
         })
         .collect()
+}
+
+/// Where a task is queued, by id and by what that means.
+fn dsq_of(case: &Case<'_>, id: Hex, cpu: Option<u32>) -> String {
+    format!("DSQ {}", DsqName::find(&case.report.dsqs, id, cpu))
 }
 
 /// `comm[pid]`, as the kernel writes it.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use scx_postmortem_format::report::{DsqInfo, StarvedTask};
 
-use super::{Case, Confidence, Draft, listed, name, realtime, waited};
+use super::{Case, Confidence, Draft, dsq_of, listed, name, realtime, waited};
 
 /// A user queue with starved tasks, first the one that waited longest.
 struct Waiting<'r> {
@@ -52,9 +52,12 @@ pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
             let draft = Draft::new(
                 Confidence::Certain,
                 format!(
-                    "nothing was ever taken from DSQ {}: all {} tasks that were put there are still in it; {}",
-                    queue.dsq.id,
-                    queue.dsq.nr,
+                    "nothing was ever taken from {}: {} still in it; {}",
+                    dsq_of(case, queue.dsq.id, None),
+                    match queue.dsq.nr {
+                        1 => "the only task that was put there is".to_owned(),
+                        nr => format!("all {nr} tasks that were put there are"),
+                    },
                     who(&queue)
                 ),
             )
@@ -79,8 +82,8 @@ pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
             let draft = Draft::new(
                 Confidence::Possible,
                 format!(
-                    "DSQ {} was served before, and its first task waits: {}",
-                    queue.dsq.id,
+                    "{} was served before, and its first task waits: {}",
+                    dsq_of(case, queue.dsq.id, None),
                     who(&queue)
                 ),
             )
@@ -92,6 +95,7 @@ pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
 }
 
 fn with_tasks(mut draft: Draft, queue: &Waiting<'_>) -> Draft {
+    draft = draft.explains(queue.tasks.iter().map(|&(index, _)| index));
     for (index, task) in queue.tasks.iter().take(4) {
         draft = draft.rests_on(
             format_args!("starved/{index}/runnable_age_ms"),

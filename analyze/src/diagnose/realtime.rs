@@ -109,6 +109,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             draft = draft.rests_on(format_args!("tasks/{}/sum_exec_ns", hog.task_at), ns);
         }
     }
+    draft = draft.explains(victims.iter().map(|&(index, _)| index));
     for (index, task) in victims.iter().take(4) {
         draft = draft.rests_on(
             format_args!("starved/{index}/runnable_age_ms"),

@@ -5,7 +5,7 @@
 //! (`SCX_OPSS_QUEUED`). After the ejection the queues are gone, and the kernel's own dump says who
 //! waited where.
 
-use super::{Case, Confidence, Draft, name, waited};
+use super::{Case, Confidence, Draft, dsq_of, name, waited};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let Some((index, task)) = case.starved().next() else {
@@ -20,11 +20,15 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let ops_state = record.and_then(|(at, t)| Some((at, t.ops_state.as_deref()?)));
     let kept = task.dsq_id.is_none() && matches!(ops_state, Some((_, "QUEUED")));
     let place = match (task.dsq_id, task.dsq_position) {
-        (Some(id), Some(0)) => format!("it is the first on DSQ {id}"),
-        (Some(id), Some(position)) => {
-            format!("{position} tasks are before it on DSQ {id}")
+        (Some(id), position) => {
+            let queue = dsq_of(case, id, Some(task.cpu));
+            match position {
+                Some(0) => format!("it is the first on {queue}"),
+                Some(1) => format!("one task is before it on {queue}"),
+                Some(before) => format!("{before} tasks are before it on {queue}"),
+                None => format!("it is on {queue}"),
+            }
         }
-        (Some(id), None) => format!("it is on DSQ {id}"),
         (None, _) if kept => {
             "ops.enqueue() was given it, and the BPF scheduler has put it on no DSQ since"
                 .to_owned()
@@ -78,9 +82,10 @@ fn from_dump(case: &Case<'_>) -> Vec<Draft> {
     else {
         return Vec::new();
     };
-    let place = task
-        .dsq_id
-        .map_or_else(|| "on no DSQ".to_owned(), |id| format!("on DSQ {id}"));
+    let place = task.dsq_id.map_or_else(
+        || "on no DSQ".to_owned(),
+        |id| format!("on {}", dsq_of(case, id, None)),
+    );
     let message = exit.msg.as_deref().or(exit.reason.as_deref());
     let path = format!("exit_info/parsed_dump/cpus/{cpu}/tasks/{at}");
     let draft = Draft::new(

@@ -44,6 +44,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         )
         .advice(advice)
         .rests_on(format_args!("cpus/{at}/{path}"), value);
+        draft = draft.explains(tasks.iter().map(|&(index, _)| index));
         for (index, task) in tasks.iter().take(4) {
             draft = draft
                 .rests_on(format_args!("starved/{index}/dsq_origin"), &origin)

@@ -2,11 +2,15 @@
 //!
 //! A CPU that is not idle brings its run queue's clock up to date at each tick. One whose clock
 //! stands while its registers are in the kernel has taken no tick: interrupts are off, or nobody
-//! gets that far.
+//! gets that far. Where all CPUs stand, no clock of the guest tells, but the time stamp counter
+//! does, which goes on (`timekeeping_age_ns`).
+//!
+//! A CPU that takes its ticks and does not let a task of the highest class run has preemption
+//! off: the detector of soft lockups (kernel/watchdog.c) keeps such a task, and notes when it ran.
 
-use scx_postmortem_format::report::{CpuInfo, CurrTask, Frame};
+use scx_postmortem_format::report::{CpuInfo, CurrTask, Frame, TaskInfo};
 
-use super::{Case, Confidence, Draft};
+use super::{Case, Confidence, Draft, program_name};
 
 /// How far a clock may be behind before it counts: a tick comes every few ms, but a host that is
 /// out of breath does not run all vCPUs.
@@ -23,16 +27,35 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         .collect()
 }
 
-fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft> {
+/// The task that a CPU runs, when it is in the kernel and not idle.
+fn inside<'r>(case: &Case<'r>, cpu: &'r CpuInfo) -> Option<(&'r CurrTask, usize, &'r TaskInfo)> {
     if cpu.online == Some(false) || cpu.idle != Some(false) {
         return None;
     }
-    let clock = cpu.clock_ns?;
-    let behind = newest.checked_sub(clock).filter(|&ns| ns >= BEHIND_NS)?;
     let curr = cpu.curr.as_ref()?;
     let mut tasks = case.report.tasks.iter().enumerate();
     let (task_at, task) = tasks.find(|(_, task)| task.kva == curr.kva)?;
     // Without frames it was in user space, or nobody knows where.
+    (!task.stack.is_empty()).then_some((curr, task_at, task))
+}
+
+fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft> {
+    let (curr, task_at, task) = inside(case, cpu)?;
+    // With `nohz_full=` nobody expects one.
+    if cpu.tick.as_ref().and_then(|tick| tick.stopped) == Some(true) {
+        return None;
+    }
+    let clock = cpu.clock_ns?;
+    let kernel = case.report.kernel.as_ref();
+    // The TSC tells of all CPUs: where time itself stands, none has taken a tick since.
+    let (behind, by_tsc) = [
+        (newest.checked_sub(clock), false),
+        (kernel.and_then(|kernel| kernel.timekeeping_age_ns), true),
+    ]
+    .into_iter()
+    .filter_map(|(ns, by_tsc)| Some((ns?, by_tsc)))
+    .max_by_key(|&(ns, by_tsc)| (ns, !by_tsc))
+    .filter(|&(ns, _)| ns >= BEHIND_NS)?;
     let inner = task.stack.first()?.symbol.as_deref()?;
     let mut frames = task.stack.iter().enumerate();
     let program = frames.rfind(|(_, frame)| frame.source.is_some());
@@ -40,33 +63,48 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
         || format!("in {inner}"),
         |(_, frame)| format!("in the BPF program {}", program_place(frame)),
     );
-    let irqs_off = cpu
+    let irqs = cpu
         .context
         .as_ref()
-        .is_some_and(|context| context.irqs_enabled == Some(false));
+        .and_then(|context| context.irqs_enabled);
+    let irqs_off = irqs == Some(false);
+    // A vCPU that the host did not run for so long looks the same, but that it is in a loop of a
+    // program of all places.
+    let in_program = task.stack.first()?.source.is_some();
+    let confidence = match (irqs_off, in_program) {
+        (true, true) => Confidence::Certain,
+        (true, false) => Confidence::Likely,
+        (false, _) => Confidence::Possible,
+    };
+    let off = if irqs_off {
+        " with interrupts off,"
+    } else {
+        ""
+    };
+    let advice = match program {
+        Some(_) if irqs_off => {
+            "BPF callbacks run with interrupts off: bound every loop by the work that there can be"
+        }
+        _ => {
+            "look at the task's stack for a loop or a lock that is never had; a vCPU that the host did not run for so long looks the same"
+        }
+    };
     let mut draft = Draft::new(
-        if irqs_off {
-            Confidence::Certain
-        } else {
-            Confidence::Likely
-        },
+        confidence,
         format!(
-            "CPU {} has been in the kernel{} without a tick for {}.{:03}s, with {}: {place}",
+            "CPU {} has been in the kernel{off} without a tick for {}, with {}: {place}",
             cpu.cpu,
-            if irqs_off {
-                " with interrupts off,"
-            } else {
-                ""
-            },
-            behind / 1_000_000_000,
-            behind / 1_000_000 % 1000,
+            seconds(behind),
             who(curr),
         ),
     )
-    .advice("BPF callbacks run with interrupts off: bound every loop by the work that there can be")
+    .advice(advice)
     .rests_on(format_args!("cpus/{at}/clock_ns"), clock)
     .rests_on(format_args!("cpus/{at}/idle"), false)
     .rests_on(format_args!("tasks/{task_at}/stack/0/symbol"), inner);
+    if by_tsc {
+        draft = draft.rests_on("kernel/timekeeping_age_ns", behind);
+    }
     if irqs_off {
         draft = draft.rests_on(format_args!("cpus/{at}/context/irqs_enabled"), false);
     }
@@ -76,7 +114,84 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
             frame.source.as_deref().unwrap_or_default(),
         );
     }
-    Some(draft)
+    Some(draft.explains(waiting_on(case, cpu)))
+}
+
+/// CPUs that take their ticks and cannot be preempted.
+pub(super) fn not_preempted(case: &Case<'_>) -> Vec<Draft> {
+    let cpus = case.report.cpus.iter().enumerate();
+    cpus.filter_map(|(at, cpu)| held(case, at, cpu)).collect()
+}
+
+fn held(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
+    let (curr, task_at, task) = inside(case, cpu)?;
+    // One of that class is there already.
+    if curr.class.as_deref() == Some("stop") || cpu.clock_behind_ns? >= BEHIND_NS {
+        return None;
+    }
+    let detector = cpu.soft_lockup.as_ref()?;
+    let (age, period) = (detector.age_ns?, detector.period_ns?);
+    // It is let in once in each period, give or take its clock's coarse steps.
+    let long = period.saturating_mul(2).saturating_add(BEHIND_NS);
+    if age < long {
+        return None;
+    }
+    let inner = task.stack.first()?.symbol.as_deref()?;
+    let mut frames = task.stack.iter().enumerate();
+    let program = frames.rfind(|(_, frame)| frame.source.is_some());
+    let place = program.map_or_else(
+        || format!("in {inner}"),
+        |(_, frame)| format!("in the BPF program {}", program_place(frame)),
+    );
+    let context = cpu.context.as_ref();
+    let depth = |read: fn(&scx_postmortem_format::report::CpuContext) -> Option<u32>| {
+        context.and_then(read).filter(|&depth| depth > 0)
+    };
+    let preempt = depth(|context| context.preempt_disabled);
+    let softirq = depth(|context| context.in_softirq.map(u32::from));
+    let bh = depth(|context| context.bh_disabled);
+    let (why, fact) = match (softirq, preempt, bh) {
+        (Some(_), ..) => ("in a softirq", Some(("in_softirq", "true".to_owned()))),
+        (None, Some(depth), _) => (
+            "with preemption off",
+            Some(("preempt_disabled", depth.to_string())),
+        ),
+        (None, None, Some(depth)) => (
+            "with softirqs off",
+            Some(("bh_disabled", depth.to_string())),
+        ),
+        _ => ("without a point at which it gives way", None),
+    };
+    let mut draft = Draft::new(
+        Confidence::Likely,
+        format!(
+            "CPU {} has been in the kernel {why}, for {} or longer, with {}: {place}; not even the highest class gets it",
+            cpu.cpu,
+            // The last step of that clock may have been about to end.
+            seconds(age - (1 << 30)),
+            who(curr),
+        ),
+    )
+    .advice("look at the task's stack for what loops there: nothing else runs on this CPU until it ends")
+    .rests_on(format_args!("cpus/{at}/soft_lockup/age_ns"), age)
+    .rests_on(format_args!("cpus/{at}/soft_lockup/period_ns"), period)
+    .rests_on(format_args!("tasks/{task_at}/stack/0/symbol"), inner);
+    if let Some((member, value)) = fact {
+        draft = draft.rests_on(format_args!("cpus/{at}/context/{member}"), value);
+    }
+    Some(draft.explains(waiting_on(case, cpu)))
+}
+
+/// The starved tasks that only this CPU takes.
+fn waiting_on(case: &Case<'_>, cpu: &CpuInfo) -> Vec<usize> {
+    let origin = format!("local cpu {}", cpu.cpu);
+    let only = case.starved();
+    let only = only.filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin));
+    only.map(|(index, _)| index).collect()
+}
+
+fn seconds(ns: u64) -> String {
+    format!("{}.{:03}s", ns / 1_000_000_000, ns / 1_000_000 % 1000)
 }
 
 fn who(curr: &CurrTask) -> String {
@@ -87,5 +202,5 @@ fn who(curr: &CurrTask) -> String {
 fn program_place(frame: &Frame) -> String {
     let symbol = frame.symbol.as_deref().unwrap_or_default();
     let source = frame.source.as_deref().unwrap_or_default();
-    format!("{}() at {source}", super::program_name(symbol))
+    format!("{}() at {source}", program_name(symbol))
 }

@@ -1,9 +1,10 @@
 //! Rules on small reports made by hand. Those that a shipped capture shows are in `tests/findings.rs`.
 
 use scx_postmortem_format::report::{
-    ActiveInfo, ArenaInfo, Callback, CurrTask, DsqInfo, DumpCpu, DumpTask, ExitInfo,
-    FailureDumpRingbuf, Flags, Frame, Hex, KernelDump, LockInfo, MapRef, NamedId, NamedTask,
-    ProgramInfo, ProgramStats, QueuedTask, RingRecord, SchedulerInfo, StorageOwner,
+    ActiveInfo, ArenaInfo, Callback, CpuContext, CpuTick, CurrTask, DsqInfo, DumpCpu, DumpTask,
+    ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex, KernelDump, KernelInfo, LockInfo, MapRef,
+    NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask, RingRecord, SchedulerInfo,
+    SoftLockup, StorageOwner,
 };
 
 use super::*;
@@ -182,12 +183,122 @@ fn bypass_is_a_finding_only_without_a_failure() {
         ..PostmortemReport::new("test")
     };
     assert_eq!(rules(&report), ["bypass"]);
+    let certainty = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter();
+        found.map(|f| f.confidence).collect::<Vec<_>>()
+    };
+    assert_eq!(certainty(&report), ["certain"]);
+    // To be enabled takes a moment, for which it is bypassed.
+    if let Some(scheduler) = &mut report.scheduler {
+        scheduler.enable_state = Some("enabling".into());
+    }
+    assert_eq!(certainty(&report), ["possible"]);
+    for (ms, sure) in [(700, &[][..]), (11_608, &["likely"])] {
+        if let Some(scheduler) = &mut report.scheduler {
+            scheduler.bypassed_ms = Some(ms);
+        }
+        assert_eq!(certainty(&report), sure, "{ms}");
+    }
     report.exit_info = Some(ExitInfo {
         kind: 1026,
         kind_name: Some("SCX_EXIT_ERROR_STALL".into()),
         ..ExitInfo::default()
     });
     assert!(rules(&report).is_empty());
+}
+
+#[test]
+fn a_scheduler_that_is_thrown_out_is_told_until_the_record_says_why() {
+    let mut report = PostmortemReport {
+        scheduler: Some(SchedulerInfo {
+            aborting: Some(true),
+            exit_kind: Some(1027),
+            exit_kind_name: Some("SCX_EXIT_ERROR_STALL".into()),
+            ..SchedulerInfo::default()
+        }),
+        exit_info: Some(ExitInfo::default()),
+        ..PostmortemReport::new("test")
+    };
+    let found = findings(&report, &[]);
+    let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
+    assert_eq!(
+        what,
+        "the scheduler is being thrown out (SCX_EXIT_ERROR_STALL), and the kernel has not written down why yet"
+    );
+    if let Some(exit) = &mut report.exit_info {
+        exit.kind = 1027;
+    }
+    assert!(rules(&report).is_empty());
+    // Somebody has unloaded it (SCX_EXIT_UNREG).
+    report.exit_info = None;
+    if let Some(scheduler) = &mut report.scheduler {
+        scheduler.exit_kind = Some(64);
+    }
+    assert!(rules(&report).is_empty());
+}
+
+/// What `scx_bpf_error()` of corpus/error-7.3 leaves behind.
+fn failed(msg: &str, dump: Option<KernelDump>) -> PostmortemReport {
+    PostmortemReport {
+        scheduler: Some(SchedulerInfo {
+            found_via: "scx_root".into(),
+            ..SchedulerInfo::default()
+        }),
+        exit_info: Some(ExitInfo {
+            kind: 1025,
+            kind_name: Some("SCX_EXIT_ERROR_BPF".into()),
+            exit_cpu: Some(1),
+            reason: Some("scx_bpf_error".into()),
+            msg: Some(msg.into()),
+            dump: dump.as_ref().map(|_| "…".into()),
+            parsed_dump: dump,
+            ..ExitInfo::default()
+        }),
+        ..stalled("0-1")
+    }
+}
+
+#[test]
+fn an_error_exit_names_the_task_and_rests_on_what_is_there() {
+    let dump = KernelDump {
+        comm: Some("trip-0".into()),
+        pid: Some(212),
+        exit_cpu: Some(1),
+        ..KernelDump::default()
+    };
+    let first = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter().next();
+        let found = found.unwrap_or_default();
+        let paths: Vec<String> = found.evidence.into_iter().map(|e| e.path).collect();
+        (found.what, paths)
+    };
+    let (what, paths) = first(&failed("tripped over pid 212", Some(dump.clone())));
+    assert_eq!(
+        what,
+        "the scheduler called scx_bpf_error(), while CPU 1 ran trip-0[212]: tripped over pid 212"
+    );
+    let of = |names: &[&str]| -> Vec<String> {
+        let names = names.iter().map(|name| format!("/postmortem/{name}"));
+        names.collect()
+    };
+    assert_eq!(
+        paths,
+        of(&[
+            "exit_info/kind_name",
+            "exit_info/msg",
+            "exit_info/parsed_dump/comm",
+            "exit_info/parsed_dump/pid",
+            "exit_info/parsed_dump/exit_cpu",
+        ])
+    );
+    // No message: the reason stands for it, and is the evidence.
+    let (what, paths) = first(&failed("", Some(dump)));
+    assert!(what.ends_with(": scx_bpf_error"), "{what}");
+    assert_eq!(paths.get(1), of(&["exit_info/reason"]).first());
+    // Before the kernel has written its dump, the CPU still runs the task.
+    let (what, paths) = first(&failed("x", None));
+    assert!(what.contains("while CPU 1 ran busy[101]: x"), "{what}");
+    assert_eq!(paths.get(2), of(&["cpus/1/curr/comm"]).first());
 }
 
 #[test]
@@ -315,6 +426,22 @@ fn a_ring_buffer_is_full_when_the_next_record_does_not_fit() {
     // One that nobody was ever meant to read says less.
     let unread = Some(("ringbuf-full".to_owned(), "possible".to_owned()));
     assert_eq!(first(&report, &shared(0, 4080)), unread);
+    // A real-time task has the CPUs: its reader is likely to be one of those that wait.
+    let mut hogged = report.clone();
+    class(&mut hogged, 0, "rt");
+    class(&mut hogged, 1, "rt");
+    let found: Vec<_> = findings(&hogged, &shared(800, 4080))
+        .into_iter()
+        .map(|f| (f.rule, f.confidence))
+        .collect();
+    let told = |rule: &str, sure: &str| (rule.to_owned(), sure.to_owned());
+    assert_eq!(
+        found,
+        [
+            told("real-time-hog", "likely"),
+            told("ringbuf-full", "possible")
+        ]
+    );
     // Nobody waits, or it is somebody else's.
     let mut healthy = report.clone();
     healthy.starved.clear();
@@ -360,6 +487,19 @@ fn a_full_arena_is_why_when_those_without_a_context_starve() {
         });
     }
     assert_eq!(first(&report, &[]), found("certain"));
+    // A task of the scheduler that runs has none either: the storage is not of all tasks.
+    let mut others = report.clone();
+    others.tasks.push(TaskInfo {
+        kva: Hex(0x9000),
+        class: Some("ext".into()),
+        ..TaskInfo::default()
+    });
+    assert_eq!(first(&others, &[]), found("possible"));
+    // One of another class needs none.
+    if let Some(task) = others.tasks.last_mut() {
+        task.class = Some("rt".into());
+    }
+    assert_eq!(first(&others, &[]), found("certain"));
     // The task that starves has one.
     if let Some(map) = report.maps.last_mut() {
         map.owners = vec![owner(0x7000)];
@@ -394,14 +534,144 @@ fn a_cpu_is_stuck_only_in_the_kernel_and_not_when_idle() {
     let found = findings(&report, &[]);
     let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
     assert!(what.contains("4.000s"), "{what}");
+    // Interrupts may be on, for all that is known: the host may not have run the vCPU.
+    assert_eq!(
+        found.first().map(|f| f.confidence.as_str()),
+        Some("possible")
+    );
     assert!(
         what.ends_with("in the BPF program spin() at spin.bpf.c:3"),
         "{what}"
     );
+    let mut off = report.clone();
+    if let Some(cpu) = off.cpus.get_mut(1) {
+        cpu.context = Some(CpuContext {
+            irqs_enabled: Some(false),
+            ..CpuContext::default()
+        });
+    }
+    let stuck = |sure: &str| Some(("cpu-stuck".to_owned(), sure.to_owned()));
+    assert_eq!(first(&off, &[]), stuck("certain"));
+    let advice = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter().next();
+        found.and_then(|f| f.advice).unwrap_or_default()
+    };
+    assert!(advice(&off).starts_with("BPF callbacks run with interrupts off"));
+    // Not in a program: a vCPU that did not run looks the same.
+    if let Some(frame) = off.tasks.get_mut(1).and_then(|t| t.stack.first_mut()) {
+        (frame.source, frame.symbol) = (
+            None,
+            Some("native_queued_spin_lock_slowpath+0x6c/0x2e0".into()),
+        );
+    }
+    assert_eq!(first(&off, &[]), stuck("likely"));
+    assert!(!advice(&off).contains("BPF"), "{}", advice(&off));
+    // With nohz_full nobody expects a tick.
+    if let Some(cpu) = off.cpus.get_mut(1) {
+        cpu.tick = Some(CpuTick {
+            stopped: Some(true),
+            ..CpuTick::default()
+        });
+    }
+    assert_eq!(first(&off, &[]), None);
     if let Some(cpu) = report.cpus.get_mut(1) {
         cpu.idle = Some(true);
     }
     assert_eq!(first(&report, &[]), None);
+}
+
+/// Its only CPU is in the kernel, where that task is at `symbol`.
+fn alone(symbol: &str) -> PostmortemReport {
+    let mut report = stalled("0-1");
+    report.starved.clear();
+    report.cpus.truncate(1);
+    if let Some(cpu) = report.cpus.first_mut() {
+        (cpu.clock_ns, cpu.clock_behind_ns) = (Some(28_922_660_348), Some(0));
+        cpu.context = Some(CpuContext {
+            irqs_enabled: Some(false),
+            ..CpuContext::default()
+        });
+        if let Some(curr) = &mut cpu.curr {
+            curr.kva = Hex(0x8000);
+        }
+    }
+    if let Some(task) = report.tasks.get_mut(1) {
+        task.stack.push(Frame {
+            symbol: Some(symbol.into()),
+            source: symbol
+                .starts_with("bpf_prog_")
+                .then(|| "stuck.bpf.c:28".into()),
+            ..Frame::default()
+        });
+    }
+    report
+}
+
+#[test]
+fn the_only_cpu_is_stuck_when_time_itself_stands() {
+    let mut report = alone("bpf_prog_86fc745902364c05_stuck_select_cpu+0xa8/0xcf");
+    // Its own clock tells nothing: there is no other.
+    assert_eq!(first(&report, &[]), None);
+    for (age, found) in [(3_900_000, None), (8_006_179_337, Some("certain"))] {
+        report.kernel = Some(KernelInfo {
+            timekeeping_age_ns: Some(age),
+            ..KernelInfo::default()
+        });
+        let found = found.map(|sure| ("cpu-stuck".to_owned(), sure.to_owned()));
+        assert_eq!(first(&report, &[]), found, "{age}");
+    }
+    let found = findings(&report, &[]);
+    let what = found.first().map(|f| f.what.as_str()).unwrap_or_default();
+    assert!(what.contains("without a tick for 8.006s"), "{what}");
+    let paths = found.iter().flat_map(|f| &f.evidence).map(|e| &*e.path);
+    assert!(
+        paths
+            .into_iter()
+            .any(|path| path == "/postmortem/kernel/timekeeping_age_ns")
+    );
+}
+
+#[test]
+fn preemption_is_off_where_not_even_the_highest_class_gets_in() {
+    let mut report = alone("bpf_prog_86fc745902364c05_spin+0xa8/0xcf");
+    if let Some(cpu) = report.cpus.first_mut() {
+        cpu.context = Some(CpuContext {
+            irqs_enabled: Some(true),
+            preempt_disabled: Some(2),
+            ..CpuContext::default()
+        });
+    }
+    let mut with = |age_ns| {
+        if let Some(cpu) = report.cpus.first_mut() {
+            cpu.soft_lockup = Some(SoftLockup {
+                age_ns: Some(age_ns),
+                period_ns: Some(4_000_000_000),
+            });
+        }
+        report.clone()
+    };
+    // The longest that was seen on a healthy guest is 4 steps.
+    assert_eq!(first(&with(4 << 30), &[]), None);
+    assert_eq!(first(&with(9 << 30), &[]), None);
+    let report = with(12 << 30);
+    let found = findings(&report, &[]);
+    let told = found.first().map(|f| (&*f.rule, &*f.confidence, &*f.what));
+    assert_eq!(
+        told,
+        Some((
+            "preemption-off",
+            "likely",
+            "CPU 0 has been in the kernel with preemption off, for 11.811s or longer, with busy[100]: in the BPF program spin() at stuck.bpf.c:28; not even the highest class gets it"
+        ))
+    );
+    // A task of that class runs.
+    let mut stop = report.clone();
+    class(&mut stop, 0, "stop");
+    assert_eq!(first(&stop, &[]), None);
+    // In user space it can always be preempted.
+    let mut user = report;
+    user.tasks.iter_mut().for_each(|task| task.stack.clear());
+    assert_eq!(first(&user, &[]), None);
 }
 
 #[test]
@@ -500,8 +770,21 @@ fn the_owner_of_a_lock_counts_while_it_is_kept_from_running() {
     );
     assert_eq!(
         first.what,
-        "task-7[7] has the mutex at 0xa000 that task-21[21] and task-22[22] wait for, and has itself been runnable for 20.000s without running, on DSQ 0x42"
+        "task-7[7] has the mutex at 0xa000 that task-21[21] and task-22[22] wait for, and has itself been runnable for 20.000s without running, on DSQ 0x42 (user)"
     );
+    // Its own wait has a cause: nothing was ever taken from its queue, or others have its CPUs.
+    let mut parked = report.clone();
+    if let Some(dsq) = parked.dsqs.first_mut() {
+        dsq.seq = dsq.nr;
+    }
+    assert_eq!(
+        rules(&parked),
+        ["queue-never-consumed", "lock-holder-off-cpu"]
+    );
+    let mut hogged = report.clone();
+    class(&mut hogged, 0, "rt");
+    class(&mut hogged, 1, "dl");
+    assert_eq!(rules(&hogged), ["real-time-hog", "lock-holder-off-cpu"]);
     // A sleeping owner waits for something itself.
     let mut sleeping = report.clone();
     if let Some(task) = sleeping.tasks.first_mut() {

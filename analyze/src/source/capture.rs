@@ -11,11 +11,13 @@ use scx_postmortem_format::capture::{
 use super::elf::{Note, NoteFacts};
 use super::{FileBytes, Image, ImageKind, PhysicalMemory, Region};
 use crate::addr::Gpa;
-use crate::bytes::to_u64;
+use crate::bytes::{to_u64, to_usize};
 use crate::error::{Error, OpenError};
 
 /// A note of one vCPU, or VMCOREINFO, longer than this is not looked at.
 const NOTE_LIMIT: u64 = 1 << 14;
+/// `MSR_IA32_TSC`.
+const MSR_TSC: u32 = 0x10;
 /// Corrupt frames that are named.
 const MAX_DAMAGE: usize = 10;
 /// Sentences of one kind that are taken out of a manifest.
@@ -134,6 +136,17 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
             }),
             Err(fault) => warnings.push(format!("a {} note cannot be read: {fault}", entry.name)),
         }
+    }
+    match capture.vcpu_states() {
+        Ok(states) => {
+            for state in states {
+                let vcpu = facts.vcpus.get_mut(to_usize(u64::from(state.vcpu)));
+                if let Some(Some(regs)) = vcpu {
+                    regs.tsc = state.msr(MSR_TSC);
+                }
+            }
+        }
+        Err(fault) => warnings.push(format!("the vCPUs' full state cannot be read: {fault}")),
     }
     let btf = capture.btf().unwrap_or_else(|fault| {
         warnings.push(format!("the BTF note cannot be read: {fault}"));

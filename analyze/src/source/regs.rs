@@ -36,6 +36,8 @@ pub struct VcpuRegs {
     pub gs_base: Option<u64>,
     /// The other GS base (`MSR_KERNEL_GS_BASE`), when the source had it.
     pub kernel_gs_base: Option<u64>,
+    /// The time stamp counter, when the source had it.
+    pub tsc: Option<u64>,
 }
 
 /// Offset of `pr_reg` in `struct elf_prstatus`.

@@ -1,10 +1,12 @@
 //! The guest's clocks: `jiffies` with HZ, and the time since boot.
 //!
 //! Reads `jiffies` (kernel/time/timer.c), what tells HZ, and the core timekeeper
-//! (`struct tk_data`, kernel/time/timekeeping.c).
+//! (`struct tk_data`, kernel/time/timekeeping.c) with the TSC that it was last read at
+//! (`clocksource_tsc`, arch/x86/kernel/tsc.c).
 
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
+use crate::object::Object;
 
 /// The moment of the stop, as the scheduler counts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,13 +89,40 @@ fn implausible(ns: i128) -> Error {
     }
 }
 
-/// The monotonic clock, and by how much the time since boot is ahead of it.
-fn timekeeper(kernel: &Kernel) -> Result<(i128, i128)> {
+/// Time since the timekeeper was last brought up to date, ns: `timekeeping_get_delta()` with the
+/// TSC of the vCPU that has the latest. Some CPU does that at each tick, unless none takes one.
+/// `None` without a TSC in the file, or with another clock source.
+///
+/// # Errors
+/// When this kernel's timekeeper cannot be found or makes no sense.
+pub fn timekeeping_age_ns(kernel: &Kernel) -> Result<Option<u64>> {
+    let vcpus = kernel.image.vcpus.iter().flatten();
+    let Some(tsc) = vcpus.filter_map(|regs| regs.tsc).max() else {
+        return Ok(None);
+    };
+    let base = core_timekeeper(kernel)?.member("tkr_mono")?;
+    if base.member("clock")?.ptr()? != kernel.symbol("clocksource_tsc")? {
+        return Ok(None);
+    }
+    let mult = base.member("mult")?.u32()?;
+    let shift = base.member("shift")?.u32()?;
+    // One vCPU's may be a little behind what another one left there.
+    let cycles = tsc.saturating_sub(base.member("cycle_last")?.u64()?);
+    let ns = (u128::from(cycles) * u128::from(mult)).checked_shr(shift);
+    Ok(ns.and_then(|ns| u64::try_from(ns).ok()))
+}
+
+fn core_timekeeper(kernel: &Kernel) -> Result<Object<'_>> {
     // 6.17 made it the first of an array, for auxiliary clocks.
     let data = kernel
         .global("timekeeper_data", "struct tk_data")
         .or_else(|_| kernel.global("tk_core", "struct tk_data"))?;
-    let tk = data.member("timekeeper")?;
+    data.member("timekeeper")
+}
+
+/// The monotonic clock, and by how much the time since boot is ahead of it.
+fn timekeeper(kernel: &Kernel) -> Result<(i128, i128)> {
+    let tk = core_timekeeper(kernel)?;
     let shift = tk.member("tkr_mono.shift")?.u32()?;
     let nsec = tk.member("tkr_mono.xtime_nsec")?.u64()?.checked_shr(shift);
     let nsec = nsec.ok_or_else(|| Error::Implausible {

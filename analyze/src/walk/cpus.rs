@@ -3,7 +3,7 @@
 //! Reads, of each CPU: `__preempt_count` (`pcpu_hot.preempt_count` before 6.15;
 //! include/linux/preempt.h), `task_struct.thread_info.flags` of the running task
 //! (include/asm-generic/thread_info_tif.h), the vCPU's registers, `tick_cpu_sched`
-//! (`struct tick_sched`, kernel/time/tick-sched.h), members of `struct rq` with the deadline
+//! (`struct tick_sched`, kernel/time/tick-sched.h), `watchdog_touch_ts` (kernel/watchdog.c), members of `struct rq` with the deadline
 //! servers of classes, `numa_node`, `cpu_sibling_map`, `cpu_llc_shared_map` and `cpu_info`
 //! (arch/x86/kernel/smpboot.c). Of the machine: the masks of CPUs (kernel/cpu.c),
 //! `housekeeping` (kernel/sched/isolation.c), the idle masks of kernel/sched/ext_idle.c, and
@@ -13,19 +13,22 @@ use std::collections::BTreeMap;
 
 use scx_postmortem_format::report::{
     ClassCounts, CpuContext, CpuIdle, CpuInfo, CpuThrottling, CpuTick, CpuTopology, DlServer, Hex,
-    KernelInfo, ScxIdleBits,
+    KernelInfo, ScxIdleBits, SoftLockup,
 };
 
 use super::clock::{self, Clock};
 use super::stacks::vcpu_of;
 use super::{Members, Remarks, static_key};
 use crate::addr::Kva;
+use crate::bytes::to_usize;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, cpu_list};
 use crate::object::Object;
 
 /// Task groups, or throttled run queues of one: more than a machine has CPUs and cgroups for.
 const MAX_GROUPS: usize = 1 << 16;
+/// `MAX_NUMNODES` of the largest machines.
+const MAX_NODES: u32 = 1024;
 /// Longest name of an idle state.
 const MAX_NAME: usize = 64;
 /// Bytes of `resched_curr()` that are looked at.
@@ -47,6 +50,9 @@ pub fn read(kernel: &Kernel, clock: Option<&Clock>, cpus: &mut [CpuInfo], remark
             .ok("cpus.idle_state", clock::monotonic_ns(kernel))
             .and_then(|now| u64::try_from(now).ok()),
         resched: remarks.ok("cpus.context.need_resched", resched_bits(kernel)),
+        detector: remarks
+            .ok("cpus.soft_lockup", Detector::find(kernel))
+            .flatten(),
         idle: IdleMasks::find(kernel, remarks),
     };
     let mut throttled = BTreeMap::new();
@@ -69,6 +75,7 @@ pub fn read(kernel: &Kernel, clock: Option<&Clock>, cpus: &mut [CpuInfo], remark
         info.classes = Some(classes(&rq, ext, remarks));
         info.context = Some(machine.context(info, remarks));
         info.tick = machine.tick(info.cpu, remarks);
+        info.soft_lockup = machine.soft_lockup(info, remarks);
         info.idle_state = (info.idle == Some(true))
             .then(|| machine.idle_state(info.cpu, &rq, remarks))
             .flatten();
@@ -196,8 +203,27 @@ fn passed_bits(kernel: &Kernel, function: &str) -> Result<Vec<u32>> {
 
 /// The masks in which sched_ext keeps the idle CPUs, while it does.
 struct IdleMasks {
-    cpu: Vec<u32>,
-    smt: Vec<u32>,
+    cpu: CpuBits,
+    smt: CpuBits,
+}
+
+/// A set of CPUs, no larger than the kernel's number of them however many masks are put in.
+#[derive(Default)]
+struct CpuBits(Vec<bool>);
+
+impl CpuBits {
+    fn add(&mut self, cpus: Vec<u32>, possible: usize) {
+        self.0.resize(possible, false);
+        for cpu in cpus {
+            if let Some(bit) = self.0.get_mut(to_usize(u64::from(cpu))) {
+                *bit = true;
+            }
+        }
+    }
+
+    fn has(&self, cpu: u32) -> bool {
+        self.0.get(to_usize(u64::from(cpu))).copied() == Some(true)
+    }
 }
 
 impl IdleMasks {
@@ -212,22 +238,25 @@ impl IdleMasks {
 
     fn read(kernel: &Kernel) -> Result<Self> {
         let mut all = Self {
-            cpu: Vec::new(),
-            smt: Vec::new(),
+            cpu: CpuBits::default(),
+            smt: CpuBits::default(),
         };
+        let possible = kernel
+            .cpus()
+            .max()
+            .map_or(0, |last| to_usize(u64::from(last)) + 1);
         let ty = "struct scx_idle_cpus";
         let mut add = |masks: &Object<'_>| -> Result<()> {
-            all.cpu
-                .extend(kernel.cpu_mask(cpumask(&masks.member("cpu")?)?)?);
-            all.smt
-                .extend(kernel.cpu_mask(cpumask(&masks.member("smt")?)?)?);
+            let mask = |path| kernel.cpu_mask(cpumask(&masks.member(path)?)?);
+            all.cpu.add(mask("cpu")?, possible);
+            all.smt.add(mask("smt")?, possible);
             Ok(())
         };
         // A mask for each node, when the scheduler asks for that.
         if static_key(kernel, "scx_builtin_idle_per_node")? {
             let nodes = kernel.read_ptr(kernel.symbol("scx_idle_node_masks")?)?;
             let count = kernel.read_u32(kernel.symbol("nr_node_ids")?)?;
-            for node in 0..u64::from(count.min(1024)) {
+            for node in 0..u64::from(count.min(MAX_NODES)) {
                 let masks = kernel.read_ptr(nodes.add(node * 8))?;
                 if !masks.is_null() {
                     add(&kernel.object(ty, masks)?)?;
@@ -240,6 +269,34 @@ impl IdleMasks {
     }
 }
 
+/// The detector of soft lockups.
+struct Detector {
+    /// How often it wants to run on each CPU.
+    period_ns: u64,
+    /// The CPUs that it watches: not those of `nohz_full=`, and whom `watchdog_cpumask` leaves out.
+    watched: Vec<u32>,
+}
+
+impl Detector {
+    /// `None` while it is off.
+    fn find(kernel: &Kernel) -> Result<Option<Self>> {
+        // WATCHDOG_SOFTOCKUP_ENABLED of include/linux/nmi.h.
+        let on = match kernel.global("watchdog_enabled", "long unsigned int") {
+            Ok(enabled) => enabled.u64()? & 1 << 1 != 0,
+            // Without CONFIG_LOCKUP_DETECTOR.
+            Err(Error::NoSymbol(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if !on {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            period_ns: kernel.global("sample_period", "u64")?.u64()?,
+            watched: kernel.cpu_mask(kernel.symbol("watchdog_allowed_mask")?)?,
+        }))
+    }
+}
+
 /// What the looks at all CPUs share.
 struct Machine<'k> {
     kernel: &'k Kernel,
@@ -247,6 +304,8 @@ struct Machine<'k> {
     /// The monotonic clock.
     now: Option<u64>,
     resched: Option<ReschedBits>,
+    /// None while it is off.
+    detector: Option<Detector>,
     idle: Option<IdleMasks>,
 }
 
@@ -310,6 +369,27 @@ impl Machine<'_> {
         })
     }
 
+    fn soft_lockup(&self, info: &CpuInfo, remarks: &mut Remarks) -> Option<SoftLockup> {
+        let section = "cpus.soft_lockup";
+        let detector = self.detector.as_ref()?;
+        if !detector.watched.contains(&info.cpu) {
+            return None;
+        }
+        let touched = per_cpu_var(
+            self.kernel,
+            "watchdog_touch_ts",
+            "long unsigned int",
+            info.cpu,
+        );
+        let touched = remarks.ok(section, touched.and_then(|t| t.u64()))?;
+        // get_timestamp(): about seconds of the clock that run queues have. 0: not watched yet.
+        let age = (info.clock_ns? >> 30).saturating_sub(touched);
+        (touched != 0).then_some(SoftLockup {
+            age_ns: age.checked_mul(1 << 30),
+            period_ns: Some(detector.period_ns),
+        })
+    }
+
     fn idle_state(&self, cpu: u32, rq: &Object<'_>, remarks: &mut Remarks) -> Option<CpuIdle> {
         let tick = self
             .kernel
@@ -339,8 +419,8 @@ impl Machine<'_> {
     fn scx_idle(&self, cpu: u32) -> Option<ScxIdleBits> {
         let masks = self.idle.as_ref()?;
         Some(ScxIdleBits {
-            cpu: masks.cpu.contains(&cpu),
-            smt: masks.smt.contains(&cpu),
+            cpu: masks.cpu.has(cpu),
+            smt: masks.smt.has(cpu),
         })
     }
 }
@@ -503,4 +583,20 @@ fn throttled_groups(
     }
     found.values_mut().for_each(|paths| paths.sort());
     Ok(complete)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_of_many_nodes_make_one_set_of_the_cpus_that_there_are() {
+        let mut idle = CpuBits::default();
+        for _ in 0..MAX_NODES {
+            idle.add(vec![0, 3, 8191, u32::MAX], 4);
+        }
+        assert_eq!(idle.0, [true, false, false, true]);
+        let has: Vec<bool> = [0, 1, 3, 8191, u32::MAX].map(|cpu| idle.has(cpu)).to_vec();
+        assert_eq!(has, [true, false, true, false, false]);
+    }
 }

@@ -4,7 +4,7 @@
 
 use scx_postmortem_format::report::{ExitInfo, Frame, Hex};
 
-use super::sched::{Sched, named_flags};
+use super::sched::{Sched, exit_kind_name, named_flags};
 use super::{Members, Remarks, kernel_dump};
 use crate::addr::Kva;
 use crate::bytes::{to_u64, to_usize};
@@ -35,11 +35,6 @@ pub fn read(sched: &Sched<'_>, remarks: &mut Remarks) -> Result<Option<ExitInfo>
         return Ok(None);
     }
     // The claim of the exit (exit_kind) comes before the record is filled.
-    let kind_name = |kind: u32| {
-        let ty = kernel.btf.find("enum scx_exit_kind").ok()?;
-        let name = kernel.btf.enumerator_name(ty, i64::from(kind))?;
-        Some(name.to_owned())
-    };
     let backtrace = (|| {
         let len = info.member("bt_len")?.u64()?;
         if len > buffer(kernel, "SCX_EXIT_BT_LEN")?.min(MAX_FRAMES) {
@@ -87,7 +82,7 @@ pub fn read(sched: &Sched<'_>, remarks: &mut Remarks) -> Result<Option<ExitInfo>
     let parsed_dump = dump.as_deref().map(kernel_dump::parse);
     Ok(Some(ExitInfo {
         kind,
-        kind_name: kind_name(kind),
+        kind_name: exit_kind_name(kernel, kind),
         exit_code: optional.get("exit_code", |c| c.i64()),
         flags: optional
             .u64("flags")

@@ -7,7 +7,7 @@
 
 use scx_postmortem_format::report::{CpuCount, IrqCount};
 
-use super::Remarks;
+use super::{Limits, Remarks};
 use crate::addr::Kva;
 use crate::bytes::to_usize;
 use crate::error::{Error, Result};
@@ -146,14 +146,21 @@ const ARCH: [(&str, &str, &str, &str); 22] = [
 ];
 
 /// Interrupts that came at least once, ascending; then those of the architecture.
-pub fn read(kernel: &Kernel, remarks: &mut Remarks) -> Vec<IrqCount> {
+pub fn read(kernel: &Kernel, limits: &Limits, remarks: &mut Remarks) -> Vec<IrqCount> {
     let mut rows = Vec::new();
+    // Each interrupt has a counter on each CPU.
+    let cpus = kernel.cpus().count().max(1);
     // A radix tree named irq_desc_tree before 6.5, which had no sched_ext.
     let tree = kernel.global("sparse_irqs", "struct maple_tree");
     let walk = tree.and_then(|tree| Ok((tree.address(), kernel.maple_tree(&tree, MAX_IRQS)?)));
     if let Some((at, walk)) = remarks.ok("irqs", walk) {
         remarks.walk_end("irqs", at, &walk.end);
-        for (irq, desc) in walk.items {
+        let count = walk.items.len();
+        let shown = limits.irq_counts / cpus;
+        if count > shown {
+            remarks.limit("irqs", shown, Some(count));
+        }
+        for (irq, desc) in walk.items.into_iter().take(shown) {
             match read_irq(kernel, irq, desc) {
                 Ok(row) => rows.extend(row),
                 Err(error) if error.is_absent() => remarks.missing("irqs", &error),

@@ -419,8 +419,19 @@ impl<'k> Reader<'k> {
         };
         for node in nodes {
             let waiter = self.kernel.entry(waiter, "list", node)?;
-            found.tasks.push(waiter.member("task")?.ptr()?);
-            found.records.push(waiter.address());
+            let task = waiter.member("task")?.ptr();
+            match task {
+                Ok(task) => {
+                    found.tasks.push(task);
+                    found.records.push(waiter.address());
+                }
+                // The list led out of memory: those before are in it all the same.
+                Err(_) if !found.tasks.is_empty() => {
+                    found.complete = false;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(found)
     }

@@ -71,6 +71,8 @@ pub struct Limits {
     pub timers: usize,
     /// Works of all workqueues.
     pub works: usize,
+    /// Counters of interrupts: one for each of them and each CPU.
+    pub irq_counts: usize,
 }
 
 impl Default for Limits {
@@ -89,6 +91,7 @@ impl Default for Limits {
             frames: 128,
             timers: 4096,
             works: 4096,
+            irq_counts: 1 << 21,
         }
     }
 }
@@ -123,6 +126,7 @@ impl Limits {
             frames: self.frames.max(n),
             timers: self.timers.max(n),
             works: self.works.max(n),
+            irq_counts: self.irq_counts.max(n),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use scx_postmortem_format::report::{Flags, Hex, SchedulerInfo, ScxSchedState};
 
-use super::clock::Clock;
+use super::clock::{self, Clock};
 use super::{Limits, Members, Remarks, required};
 use crate::addr::Kva;
 use crate::error::{Error, Result};
@@ -311,6 +311,11 @@ pub fn read(
         .global("scx_watchdog_timestamp", "long unsigned int")
         .and_then(|t| t.u64());
     let timestamp = optional.ok("watchdog_timestamp", timestamp);
+    // Before 7.1 it was a static variable inside scx_bypass().
+    let bypassed_ms = object.member("bypass_timestamp").and_then(|since| {
+        let now = u64::try_from(clock::monotonic_ns(kernel)?).unwrap_or(0);
+        Ok(now.saturating_sub(since.u64()?) / 1_000_000)
+    });
     let slice_dfl = moved(sched, "slice_dfl", "scx_slice_dfl", "u64").and_then(|s| s.u64());
     let switched_all = kernel
         .global("scx_switching_all", "bool")
@@ -335,8 +340,12 @@ pub fn read(
             .ok("switched_all", switched_all)
             .filter(|_| current),
         bypass_depth,
+        bypassed_ms: optional
+            .ok("bypass_timestamp", bypassed_ms)
+            .filter(|_| current && bypass_depth.is_some_and(|depth| depth > 0)),
         aborting,
         exit_kind,
+        exit_kind_name: exit_kind.and_then(|kind| exit_kind_name(kernel, kind)),
         watchdog_timeout_jiffies: timeout,
         watchdog_timeout_ms: timeout.zip(clock).map(|(t, c)| c.to_ms(t)),
         watchdog_timestamp_age_ms: timestamp
@@ -362,6 +371,13 @@ pub fn read(
         callbacks: Vec::new(),
     };
     (state, info)
+}
+
+/// The kernel's name of an exit kind.
+pub(super) fn exit_kind_name(kernel: &Kernel, kind: u32) -> Option<String> {
+    let ty = kernel.btf.find("enum scx_exit_kind").ok()?;
+    let name = kernel.btf.enumerator_name(ty, i64::from(kind))?;
+    Some(name.to_owned())
 }
 
 /// The scheduler above (`scx_parent()`); `None` for the root, and in kernels that know no other.

@@ -207,6 +207,10 @@ pub struct LinkInfo {
     /// The kernel's name of the way it is attached, `BPF_` left out, in lower case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach_type: Option<String>,
+    /// It has no id of its own yet, and nobody can open it: the kernel is still attaching it
+    /// (until `bpf_link_settle()`).
+    #[serde(skip_serializing_if = "is_false")]
+    pub unsettled: bool,
     /// What it is attached to, in words: `map 5 (stall_ops)`, `tracepoint sched_switch`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,

@@ -84,6 +84,20 @@ pub struct CpuTick {
     pub age_ms: Option<u64>,
 }
 
+/// The detector of soft lockups (kernel/watchdog.c): a task of the highest class that every period
+/// wants the CPU for a moment, and gets it unless preemption is off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SoftLockup {
+    /// Time since that task last ran, ns, in steps of 2^30 (`watchdog_touch_ts`), up to the run
+    /// queue's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ns: Option<u64>,
+    /// The period, ns (`sample_period`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period_ns: Option<u64>,
+}
+
 /// Runnable tasks of each class, the running one included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

@@ -19,6 +19,7 @@ mod bpf_objects;
 mod cpu;
 mod cpu_state;
 mod deferred;
+mod dsq_name;
 mod dump;
 mod findings;
 mod hex;
@@ -54,6 +55,7 @@ pub use cpu::{
 };
 pub use cpu_state::*;
 pub use deferred::*;
+pub use dsq_name::DsqName;
 pub use dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, GuestSetupFailureContext,
     SCHEMA_DEGRADED, SCHEMA_DUAL, SCHEMA_SINGLE,

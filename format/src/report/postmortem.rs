@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::bpf_maps::{AllocatorInfo, ArenaInfo, Callback, MapInfo};
 use super::bpf_objects::{ActiveInfo, LinkInfo, MapRef, ProgramInfo};
 use super::cpu_state::{
-    ClassCounts, CpuContext, CpuIdle, CpuThrottling, CpuTick, CpuTopology, ScxIdleBits,
+    ClassCounts, CpuContext, CpuIdle, CpuThrottling, CpuTick, CpuTopology, ScxIdleBits, SoftLockup,
 };
 use super::deferred::{TimerInfo, WorkqueueInfo};
 use super::findings::Finding;
@@ -229,6 +229,10 @@ pub struct KernelInfo {
     /// Time since boot, ns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uptime_ns: Option<u64>,
+    /// Time since any CPU last brought the kernel's clocks up to date, ns, by the vCPUs' TSC: a tick
+    /// or two, unless no CPU takes one. Absent where the file has no TSC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timekeeping_age_ns: Option<u64>,
     /// How many CPUs the kernel is prepared for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nr_cpus: Option<u32>,
@@ -319,12 +323,19 @@ pub struct SchedulerInfo {
     /// How many reasons hold the scheduler in bypass mode; 0 is not in bypass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bypass_depth: Option<i32>,
+    /// For how long it has been in bypass mode, ms. Absent while it is not, and in kernels that
+    /// do not say since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bypassed_ms: Option<u64>,
     /// The scheduler is being thrown out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aborting: Option<bool>,
     /// `scx_sched.exit_kind`: 0 while it runs, 1 once its disabling has begun.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_kind: Option<u32>,
+    /// The kernel's name for it. Absent for an unknown number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_kind_name: Option<String>,
     /// How long a runnable task may wait before the watchdog acts, jiffies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watchdog_timeout_jiffies: Option<u64>,
@@ -502,6 +513,9 @@ pub struct CpuInfo {
     /// Its last tick.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tick: Option<CpuTick>,
+    /// The detector of soft lockups on it. Absent where that is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_lockup: Option<SoftLockup>,
     /// Where it is in the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<CpuTopology>,

@@ -77,7 +77,10 @@ fn read_one(
         remarks,
     };
     if let Err(error) = reader.fill(&object, &mut info) {
-        reader.say(at, &error);
+        // Some of its pointers come with the id.
+        if !(info.unsettled && matches!(error, Error::Null(_))) {
+            reader.say(at, &error);
+        }
         info.error = Some(error.to_string());
     }
     Ok(info)
@@ -105,7 +108,10 @@ impl<'k> Reader<'_, 'k> {
     fn fill(&mut self, link: &Object<'k>, info: &mut LinkInfo) -> Result<()> {
         let kernel = self.kernel;
         let their_id = link.member("id")?.u32()?;
-        if their_id != info.id {
+        // bpf_link_prime() puts it into the list, bpf_link_settle() gives it the id, once it is
+        // attached: until then bpf_link_by_id() takes it for one that is not there.
+        info.unsettled = their_id == 0;
+        if !info.unsettled && their_id != info.id {
             return Err(Error::Implausible {
                 what: format!("the id of link {}", info.id),
                 found: their_id.to_string(),
@@ -142,11 +148,12 @@ impl<'k> Reader<'_, 'k> {
             "struct_ops" => {
                 let outer = self.outer(link, "struct bpf_struct_ops_link", "link")?;
                 info.map = self.map(&outer.member("map")?)?;
-                Some(
-                    info.map
-                        .as_ref()
-                        .map_or_else(|| "no map: it was detached".to_owned(), map_words),
-                )
+                let none = if info.unsettled {
+                    "no map yet: it is being attached"
+                } else {
+                    "no map: it was detached"
+                };
+                Some(info.map.as_ref().map_or_else(|| none.to_owned(), map_words))
             }
             "raw_tracepoint" => {
                 let outer = self.outer(link, "struct bpf_raw_tp_link", "link")?;

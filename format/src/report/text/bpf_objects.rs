@@ -116,6 +116,9 @@ pub(super) fn links(links: &[LinkInfo]) -> Vec<String> {
         facts.with("as", how.filter(|h| *h != link.link_type).map(Escaped));
         facts.with("to", link.target.as_deref().map(Escaped));
         facts.with("cookie", link.cookie);
+        if link.unsettled {
+            facts.push("the kernel is still attaching it");
+        }
         facts.with("target not known:", link.error.as_deref().map(Escaped));
         let kind = Escaped(&link.link_type);
         lines.push(format!("{} {kind}: {}", link.id, facts.join(", ")));

@@ -1,12 +1,13 @@
 //! The task that stalled, on one card: where it waits, what the CPUs that it may use are doing,
 //! where it sleeps, and what the scheduler keeps about it.
 
+use super::super::dsq_name::DsqName;
 use super::super::dump::FailureDumpReport;
 use super::super::hex::Hex;
 use super::super::postmortem::{CpuInfo, DsqInfo, PostmortemReport, StarvedTask, TaskInfo};
 use super::super::value::RenderedValue;
 use super::escape::Escaped;
-use super::postmortem::{Ago, Facts, FlagList, Nanos, dsq_name, more, task_name};
+use super::postmortem::{Ago, Facts, FlagList, Nanos, more, on_cpu_ns, task_name};
 use super::stacks::frame_line;
 
 /// CPUs, frames and lines of a value that are shown.
@@ -32,9 +33,9 @@ pub(super) fn card(own: &PostmortemReport, shared: Option<&FailureDumpReport>) -
         Ago(worst.runnable_age_ms),
     )];
     let mut below = vec![queue(own, worst, task)];
-    below.extend(task.map(values));
+    below.extend(task.map(|task| values(own, task)));
     if let Some(task) = task {
-        below.extend(cpus(own, task));
+        below.extend(cpus(own, worst, task));
         if !task.stack.is_empty() {
             below.push("stack:".to_owned());
             let frames = task.stack.iter().take(SHOWN_FRAMES);
@@ -46,8 +47,9 @@ pub(super) fn card(own: &PostmortemReport, shared: Option<&FailureDumpReport>) -
     lines.extend(below.iter().map(|line| format!("  {line}")));
     let others = own.starved.len() - 1;
     if others > 0 {
+        let verb = if others == 1 { "has" } else { "have" };
         lines.push(format!(
-            "{others} more have waited for half of that limit or longer"
+            "{others} more {verb} waited for half of that limit or longer"
         ));
     }
     lines
@@ -59,7 +61,10 @@ fn queue(own: &PostmortemReport, worst: &StarvedTask, task: Option<&TaskInfo>) -
     let Some(dsq) = own.dsqs.iter().find(of) else {
         let held = task.and_then(|task| task.ops_state.as_deref()) == Some("QUEUED");
         return match worst.dsq_id {
-            Some(id) => format!("waits on DSQ {id}"),
+            Some(id) => {
+                let name = DsqName::find(&own.dsqs, id, Some(worst.cpu));
+                format!("waits on DSQ {name}")
+            }
             None if held => "waits on no DSQ: the BPF scheduler holds it".to_owned(),
             None => "waits on no DSQ".to_owned(),
         };
@@ -72,11 +77,11 @@ fn queue(own: &PostmortemReport, worst: &StarvedTask, task: Option<&TaskInfo>) -
         facts.push(Escaped(order));
     }
     facts.with("seq", Some(dsq.seq));
-    format!("waits on {}: {}", dsq_name(dsq), facts.join(", "))
+    format!("waits on {}: {}", DsqName::of(dsq), facts.join(", "))
 }
 
 /// What sched_ext keeps about it, in the order of the kernel's dump.
-fn values(task: &TaskInfo) -> String {
+fn values(own: &PostmortemReport, task: &TaskInfo) -> String {
     let mut facts = Facts::default();
     facts.with("class", task.class.as_deref().map(Escaped));
     facts.with("scx_state", task.scx_state.as_deref().map(Escaped));
@@ -88,22 +93,34 @@ fn values(task: &TaskInfo) -> String {
     facts.with("slice", task.slice_ns.map(Nanos));
     facts.with("dsq_vtime", task.dsq_vtime);
     facts.with("weight", task.scx_weight);
-    facts.with("to DSQ", task.ddsp_dsq_id);
+    let to = task.ddsp_dsq_id;
+    let to = to.map(|id| DsqName::find(&own.dsqs, id, task.cpu));
+    facts.with("to DSQ", to);
     let fixed = task.migration_disabled.filter(|&n| n != 0);
     facts.with("migration disabled", fixed);
     facts.join(", ")
 }
 
 /// The CPUs that it may use, and what runs there.
-fn cpus(own: &PostmortemReport, task: &TaskInfo) -> Vec<String> {
+fn cpus(own: &PostmortemReport, worst: &StarvedTask, task: &TaskInfo) -> Vec<String> {
     let Some(allowed) = &task.cpus_allowed else {
         return Vec::new();
     };
-    let mut lines = vec![format!("may use cpus {}:", Escaped(allowed))];
+    // Then its mask counts for nothing.
+    let fixed = task.migration_disabled.is_some_and(|n| n != 0);
+    let mut lines = vec![if fixed {
+        let (cpu, mask) = (worst.cpu, Escaped(allowed));
+        format!("may use cpu {cpu} alone, migration is disabled (else cpus {mask}):")
+    } else {
+        format!("may use cpus {}:", Escaped(allowed))
+    }];
     let may: Vec<&CpuInfo> = own
         .cpus
         .iter()
-        .filter(|cpu| in_list(allowed, cpu.cpu))
+        .filter(|cpu| match fixed {
+            true => cpu.cpu == worst.cpu,
+            false => in_list(allowed, cpu.cpu),
+        })
         .collect();
     for cpu in may.iter().take(SHOWN_CPUS) {
         lines.push(format!("  cpu {}: {}", cpu.cpu, doing(cpu)));
@@ -127,7 +144,7 @@ fn doing(cpu: &CpuInfo) -> String {
     if let Some(class) = curr.class.as_deref().or(curr.policy.as_deref()) {
         facts.push(Escaped(class));
     }
-    facts.with("for", curr.running_ns.map(Nanos));
+    facts.with("for", on_cpu_ns(cpu).map(Nanos));
     facts.with("nr_running", cpu.nr_running);
     facts.join(", ")
 }
@@ -198,7 +215,67 @@ fn value(name: &str, value: Option<&RenderedValue>, hex: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::in_list;
+    use super::super::super::postmortem::CurrTask;
+    use super::*;
+
+    /// A task that waits on CPU 1 of two; that CPU has taken no tick for 8 s.
+    fn waiting(migration_disabled: u32) -> PostmortemReport {
+        let cpu = |cpu, clock_behind_ns| CpuInfo {
+            cpu,
+            idle: Some(false),
+            clock_behind_ns: Some(clock_behind_ns),
+            curr: Some(CurrTask {
+                pid: 90,
+                comm: "busy".into(),
+                running_ns: Some(13_000_000),
+                ..CurrTask::default()
+            }),
+            ..CpuInfo::default()
+        };
+        PostmortemReport {
+            cpus: vec![cpu(0, 0), cpu(1, 8_000_000_000)],
+            starved: vec![StarvedTask {
+                kva: Hex(0x7000),
+                cpu: 1,
+                ..StarvedTask::default()
+            }],
+            tasks: vec![TaskInfo {
+                kva: Hex(0x7000),
+                cpu: Some(1),
+                cpus_allowed: Some("0-1".into()),
+                migration_disabled: Some(migration_disabled),
+                ..TaskInfo::default()
+            }],
+            ..PostmortemReport::new("test")
+        }
+    }
+
+    #[test]
+    fn a_task_that_must_not_move_has_one_cpu() {
+        let lines = |n| card(&waiting(n), None);
+        let free = lines(0);
+        assert!(free.contains(&"  may use cpus 0-1:".to_owned()), "{free:?}");
+        assert!(
+            free.contains(&"    cpu 0: *busy[90], for 13.000 ms".to_owned()),
+            "{free:?}"
+        );
+        let fixed = lines(1);
+        let words = "  may use cpu 1 alone, migration is disabled (else cpus 0-1):";
+        assert!(fixed.contains(&words.to_owned()), "{fixed:?}");
+        assert!(
+            !fixed.iter().any(|line| line.contains("cpu 0:")),
+            "{fixed:?}"
+        );
+    }
+
+    #[test]
+    fn a_cpu_whose_clock_stands_has_run_its_task_all_the_while() {
+        let lines = card(&waiting(1), None);
+        assert!(
+            lines.contains(&"    cpu 1: *busy[90], for 8.013 s".to_owned()),
+            "{lines:?}"
+        );
+    }
 
     #[test]
     fn a_range_list_has_its_numbers_and_no_others() {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::super::dsq_name::DsqName;
 use super::super::hex::Hex;
 use super::super::locks::{LockInfo, NamedTask};
-use super::super::postmortem::{CpuInfo, PostmortemReport, TaskInfo};
+use super::super::postmortem::{CpuInfo, DsqInfo, PostmortemReport, TaskInfo};
 use super::escape::Escaped;
-use super::postmortem::{Facts, Millis, Nanos, SHOWN_ROWS, Table, cell, more};
+use super::postmortem::{Facts, Millis, Nanos, SHOWN_ROWS, Table, cell, more, on_cpu_ns};
 
 /// Waiters shown behind one lock.
 const SHOWN_WAITERS: usize = 16;
@@ -30,10 +31,11 @@ pub(super) fn table(report: &PostmortemReport) -> Vec<String> {
         "tick",
         "behind",
         "node",
+        "core",
         "llc",
     ]);
     table.right = [
-        true, false, false, true, false, false, false, false, false, true, true, true, false,
+        true, false, false, true, false, false, false, false, false, true, true, true, false, false,
     ];
     for cpu in &report.cpus {
         table.push(row(cpu));
@@ -43,7 +45,7 @@ pub(super) fn table(report: &PostmortemReport) -> Vec<String> {
     lines
 }
 
-fn row(cpu: &CpuInfo) -> [String; 13] {
+fn row(cpu: &CpuInfo) -> [String; 14] {
     let curr = cpu.curr.as_ref();
     let idle = cpu.idle == Some(true);
     let runs = match curr {
@@ -57,7 +59,7 @@ fn row(cpu: &CpuInfo) -> [String; 13] {
     };
     let since = match &cpu.idle_state {
         Some(state) if idle => state.idle_ns,
-        _ => curr.and_then(|curr| curr.running_ns),
+        _ => on_cpu_ns(cpu),
     };
     let text = |value: Option<String>| value.unwrap_or_default();
     let context = cpu.context.clone().unwrap_or_default();
@@ -87,6 +89,7 @@ fn row(cpu: &CpuInfo) -> [String; 13] {
         text(tick),
         text(cpu.clock_behind_ns.map(|ns| Nanos(ns).to_string())),
         text(topology.node.map(|node| node.to_string())),
+        text(topology.core),
         text(topology.llc),
     ]
 }
@@ -166,7 +169,7 @@ pub(super) fn locks(report: &PostmortemReport) -> Vec<String> {
     let tasks: BTreeMap<Hex, &TaskInfo> = report.tasks.iter().map(|t| (t.kva, t)).collect();
     let mut lines = Vec::new();
     for lock in report.locks.iter().take(SHOWN_ROWS) {
-        lines.push(lock_line(lock, &tasks));
+        lines.push(lock_line(lock, &tasks, &report.dsqs));
         let names = lock.waiters.iter().take(SHOWN_WAITERS).map(|waiter| {
             let mode = tasks.get(&waiter.kva).and_then(|task| {
                 let mode = task.waits_for.as_ref()?.mode.as_deref()?;
@@ -187,10 +190,10 @@ fn name(task: &NamedTask) -> String {
     format!("{} ({})", task.pid, Escaped(&task.comm))
 }
 
-fn lock_line(lock: &LockInfo, tasks: &BTreeMap<Hex, &TaskInfo>) -> String {
+fn lock_line(lock: &LockInfo, tasks: &BTreeMap<Hex, &TaskInfo>, dsqs: &[DsqInfo]) -> String {
     let mut facts = Facts::default();
     if let Some(owner) = &lock.owner {
-        let place = tasks.get(&owner.kva).map(|task| whereabouts(task));
+        let place = tasks.get(&owner.kva).map(|task| whereabouts(task, dsqs));
         let place = place.map_or(String::new(), |place| format!(", {place}"));
         facts.push(format_args!("held by {}{place}", name(owner)));
     }
@@ -218,14 +221,15 @@ fn lock_line(lock: &LockInfo, tasks: &BTreeMap<Hex, &TaskInfo>) -> String {
 }
 
 /// Where the owner of a lock is.
-fn whereabouts(task: &TaskInfo) -> String {
+fn whereabouts(task: &TaskInfo, dsqs: &[DsqInfo]) -> String {
     match (task.on_cpu, task.cpu, task.state.as_deref()) {
         (Some(true), Some(cpu), _) => format!("which runs on cpu {cpu}"),
         (_, _, Some("R")) => {
             let mut facts = Facts::default();
             facts.push("which is runnable and does not run");
             facts.with("for", task.runnable_age_ms.map(Millis));
-            facts.with("on DSQ", task.dsq_id);
+            let queue = task.dsq_id.map(|id| DsqName::find(dsqs, id, task.cpu));
+            facts.with("on DSQ", queue);
             facts.join(" ")
         }
         _ => {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
+use super::super::dsq_name::{DsqName, DsqNames};
 use super::super::dump::FailureDumpReport;
 use super::super::hex::Hex;
 use super::super::kernel_dump::DumpComparison;
 use super::super::postmortem::{
     CpuInfo, DsqInfo, ExitInfo, Flags, KernelInfo, PostmortemReport, SchedulerInfo, TaskInfo,
+    UnavailableCode,
 };
 use super::super::probe::ProbeInfo;
 use super::bpf_maps::{arenas, maps};
@@ -166,6 +168,17 @@ impl PostmortemReport {
             let advice = finding.advice.iter();
             lines.extend(advice.map(|advice| format!("   → {}", Escaped(advice))));
         }
+        if lines.is_empty() {
+            // What is not there for this kernel hides nothing.
+            let mut missing = self.unavailable.iter().map(|missing| missing.code);
+            let hidden = missing.any(|code| code != UnavailableCode::NotApplicable);
+            let within = if hidden || !self.anomalies.is_empty() || !self.warnings.is_empty() {
+                " in what could be read"
+            } else {
+                ""
+            };
+            return format!("findings: none; no rule saw anything wrong{within}");
+        }
         section("findings", Some(lines))
     }
 
@@ -213,7 +226,7 @@ impl PostmortemReport {
             .filter(|dsq| dsq.nr > 0 || !dsq.tasks.is_empty())
         {
             let mut facts = Facts::default();
-            facts.push(format_args!("{} tasks", dsq.nr));
+            facts.push(count(dsq.nr, "task"));
             facts.with("seq", Some(dsq.seq));
             if let Some(order) = &dsq.order {
                 facts.push(Escaped(order));
@@ -221,7 +234,7 @@ impl PostmortemReport {
             if dsq.truncated {
                 facts.push("list cut short");
             }
-            lines.push(format!("{}: {}", dsq_name(dsq), facts.join(", ")));
+            lines.push(format!("{}: {}", DsqName::of(dsq), facts.join(", ")));
             for task in dsq.tasks.iter().take(SHOWN_TASKS) {
                 let mut facts = Facts::default();
                 facts.with("vtime", task.dsq_vtime.filter(|_| is_vtime(dsq)));
@@ -244,7 +257,9 @@ impl PostmortemReport {
     }
 
     fn cpus(&self) -> String {
-        section("cpus", Some(self.cpus.iter().flat_map(cpu_lines).collect()))
+        let names = DsqNames::among(&self.dsqs);
+        let lines = self.cpus.iter().flat_map(|cpu| cpu_lines(cpu, &names));
+        section("cpus", Some(lines.collect()))
     }
 
     fn counters(&self) -> String {
@@ -365,6 +380,17 @@ fn kernel_lines(kernel: &KernelInfo) -> Vec<String> {
         "possible cpus",
         kernel.cpus_possible.as_deref().map(Escaped),
     );
+    let none = |list: &String| match list.as_str() {
+        "" => "none".to_owned(),
+        list => Escaped(list).to_string(),
+    };
+    facts.with("isolated cpus", kernel.cpus_isolated.as_ref().map(none));
+    facts.with(
+        "nohz_full cpus",
+        (kernel.cpus_nohz_full.as_ref())
+            .filter(|list| !list.is_empty())
+            .map(none),
+    );
     facts.with("sched_ext", kernel.sched_ext_state.as_deref().map(Escaped));
     facts.with("up", kernel.uptime_ns.map(|ns| Millis(ns / 1_000_000)));
     facts.with("build id", kernel.build_id.as_deref().map(Escaped));
@@ -388,8 +414,11 @@ fn scheduler_name(s: &SchedulerInfo) -> String {
 
 fn scheduler(s: &SchedulerInfo) -> Vec<String> {
     let mut state = Facts::default();
-    state.with("exit_kind", s.exit_kind);
+    let name = s.exit_kind_name.as_deref();
+    let name = name.map_or(String::new(), |name| format!(" ({})", Escaped(name)));
+    state.with("exit_kind", s.exit_kind.map(|kind| format!("{kind}{name}")));
     state.with("bypass_depth", s.bypass_depth);
+    state.with("bypassed for", s.bypassed_ms.map(Millis));
     state.with("aborting", s.aborting);
     state.with("switched_all", s.switched_all);
     let mut time = Facts::default();
@@ -513,6 +542,7 @@ fn waiting_tasks(report: &PostmortemReport) -> Vec<Waiting<'_>> {
         .filter(|d| d.name == "user")
         .map(|d| (d.id, d))
         .collect();
+    let names = DsqNames::among(&report.dsqs);
     let mut waiting: BTreeMap<Hex, Waiting<'_>> = BTreeMap::new();
     for cpu in &report.cpus {
         for task in &cpu.runnable {
@@ -526,8 +556,8 @@ fn waiting_tasks(report: &PostmortemReport) -> Vec<Waiting<'_>> {
                     place: task
                         .dsq_id
                         .map_or(String::new(), |id| match queues.get(&id) {
-                            Some(dsq) => dsq_name(dsq),
-                            None => format!("DSQ {id}"),
+                            Some(dsq) => DsqName::of(dsq).to_string(),
+                            None => names.find(id, Some(cpu.cpu)).to_string(),
                         }),
                     cpus_allowed: None,
                 },
@@ -542,7 +572,7 @@ fn waiting_tasks(report: &PostmortemReport) -> Vec<Waiting<'_>> {
                 ..Waiting::default()
             });
             entry.age_ms = entry.age_ms.or(task.runnable_age_ms);
-            entry.place = dsq_name(dsq);
+            entry.place = DsqName::of(dsq).to_string();
             entry.cpus_allowed = entry.cpus_allowed.or(task.cpus_allowed.as_deref());
         }
     }
@@ -568,19 +598,20 @@ fn is_vtime(dsq: &DsqInfo) -> bool {
     dsq.order.as_deref() == Some("vtime")
 }
 
-pub(super) fn dsq_name(dsq: &DsqInfo) -> String {
-    let name = match dsq.name.as_str() {
-        "" => &dsq.origin,
-        name => name,
-    };
-    if name == "user" || name == dsq.origin {
-        format!("{} ({})", dsq.id, Escaped(&dsq.origin))
-    } else {
-        format!("{} ({}, {})", dsq.id, Escaped(name), Escaped(&dsq.origin))
-    }
+/// How long the current task has been on its CPU: up to the run queue's clock, and since.
+pub(super) fn on_cpu_ns(cpu: &CpuInfo) -> Option<u64> {
+    let running = cpu.curr.as_ref()?.running_ns?;
+    Some(running.saturating_add(cpu.clock_behind_ns.unwrap_or(0)))
 }
 
-fn cpu_lines(cpu: &CpuInfo) -> Vec<String> {
+/// `1 task`, `2 tasks`.
+pub(super) fn count(n: impl fmt::Display, what: &str) -> String {
+    let n = n.to_string();
+    let plural = if n == "1" { "" } else { "s" };
+    format!("{n} {what}{plural}")
+}
+
+fn cpu_lines(cpu: &CpuInfo, names: &DsqNames<'_>) -> Vec<String> {
     let mut facts = Facts::default();
     if cpu.online == Some(false) {
         facts.push("offline");
@@ -592,7 +623,7 @@ fn cpu_lines(cpu: &CpuInfo) -> Vec<String> {
             if let Some(class) = curr.class.as_deref().or(curr.policy.as_deref()) {
                 about.push(Escaped(class));
             }
-            about.with("for", curr.running_ns.map(Nanos));
+            about.with("for", on_cpu_ns(cpu).map(Nanos));
             let about = match about.join(", ") {
                 about if about.is_empty() => about,
                 about => format!(" [{about}]"),
@@ -626,7 +657,9 @@ fn cpu_lines(cpu: &CpuInfo) -> Vec<String> {
             " {mark}{}{}{}",
             task_name(&task.comm, task.pid),
             ago(task.runnable_age_ms),
-            queue.map_or(String::new(), |id| format!(" on DSQ {id}"))
+            queue.map_or(String::new(), |id| {
+                format!(" on DSQ {}", names.find(id, Some(cpu.cpu)))
+            })
         ));
     }
     lines.extend(more(cpu.runnable.len(), SHOWN_TASKS).map(|text| format!("  {text}")));
