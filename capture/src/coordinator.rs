@@ -489,7 +489,11 @@ impl<'a> Coordinator<'a> {
         let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
         let failing = Phase::Failing {
             since: Instant::now(),
-            by: if scheduler.failed { "poll" } else { "probe latch" },
+            by: if scheduler.failed {
+                "poll"
+            } else {
+                "probe latch"
+            },
             scheduler,
         };
         self.phase = failing;
@@ -529,11 +533,9 @@ impl<'a> Coordinator<'a> {
                 since,
                 scheduler: Some(scheduler),
                 ..
-            } if since.elapsed() > DUMP => Some(self.failed(
-                scheduler,
-                "breakpoint",
-                "scx_dump_state did not return",
-            )),
+            } if since.elapsed() > DUMP => {
+                Some(self.failed(scheduler, "breakpoint", "scx_dump_state did not return"))
+            }
             _ => None,
         }
     }
@@ -551,12 +553,7 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Takes the early image when it is due.
-    fn aged(
-        &mut self,
-        machine: &mut dyn Machine,
-        age: u64,
-        half: u64,
-    ) -> Result<(), MachineError> {
+    fn aged(&mut self, machine: &mut dyn Machine, age: u64, half: u64) -> Result<(), MachineError> {
         let Early::Waiting { peak, threshold } = &mut self.early else {
             return Ok(());
         };
@@ -568,7 +565,9 @@ impl<'a> Coordinator<'a> {
         (self.tell)(&format!("runnable for {age} jiffies: early image"));
         let fired = Fired::new(
             "runnable_age",
-            format!("a task was runnable for {age} jiffies, half of the watchdog's limit is {half}"),
+            format!(
+                "a task was runnable for {age} jiffies, half of the watchdog's limit is {half}"
+            ),
         );
         self.early = match copy(machine, fired, self.started) {
             Ok(snapshot) => Early::Taken {
@@ -643,7 +642,12 @@ impl<'a> Coordinator<'a> {
                 },
                 None => None,
             },
-            (Stop::Execute(at), Phase::Dumping { scheduler, back, .. }) if at == *back => {
+            (
+                Stop::Execute(at),
+                Phase::Dumping {
+                    scheduler, back, ..
+                },
+            ) if at == *back => {
                 let done = scheduler.as_ref();
                 done.map(|s| self.failed(s, "breakpoint", "scx_dump_state has returned"))
             }
@@ -792,11 +796,7 @@ fn hold(
 }
 
 /// Stops a guest and copies its memory. The caller resumes it, whatever comes of this.
-fn copy(
-    machine: &mut dyn Machine,
-    fired: Fired,
-    started: Instant,
-) -> Result<Snapshot, String> {
+fn copy(machine: &mut dyn Machine, fired: Fired, started: Instant) -> Result<Snapshot, String> {
     let room = Room::make(machine.memory());
     let start = Instant::now();
     let mut timings = timings(started);
@@ -816,7 +816,6 @@ fn copy(
         freeze,
     })
 }
-
 
 #[cfg(test)]
 mod tests;

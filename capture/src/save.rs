@@ -18,8 +18,9 @@ use scx_postmortem_analyze::exclude::{self, Rules};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::Image;
 use scx_postmortem_format::capture::{
-    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Excluded, Existing, Manifest, MissingItem, Note, Run,
-    SourceInfo, Summary, ToolInfo, Trigger, WriteError, WriteOptions, WriteProgress, note_types, write_capture,
+    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Excluded, Existing, Manifest, MissingItem, Note,
+    Run, SourceInfo, Summary, ToolInfo, Trigger, WriteError, WriteOptions, WriteProgress,
+    note_types, write_capture,
 };
 use scx_postmortem_format::report::{
     SNAPSHOT_TAG_EARLY_DEGRADED, SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED,
@@ -109,7 +110,13 @@ pub(crate) fn save(
                 SNAPSHOT_TAG_EARLY_PRE_LATE_DEGRADED
             };
             keep(single(guest, &late, target.output, target, skipped));
-            keep(single(guest, &early, &tagged(target.output, tag), target, None));
+            keep(single(
+                guest,
+                &early,
+                &tagged(target.output, tag),
+                target,
+                None,
+            ));
         }
         (Some((early, ..)), None) => {
             let tag = if guest.suppressed {
@@ -117,7 +124,13 @@ pub(crate) fn save(
             } else {
                 SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED
             };
-            keep(single(guest, &early, &tagged(target.output, tag), target, None));
+            keep(single(
+                guest,
+                &early,
+                &tagged(target.output, tag),
+                target,
+                None,
+            ));
         }
         (None, None) => {}
     }
@@ -305,12 +318,7 @@ fn dual(
 
 /// Leaves pages out that all of the images can do without. Without a kernel to ask, or with one
 /// that is not understood, nothing is left out, and the manifest says so.
-fn exclude(
-    guest: &Guest,
-    images: &[&Snapshot],
-    target: &Target<'_>,
-    spec: &mut CaptureSpec<'_>,
-) {
+fn exclude(guest: &Guest, images: &[&Snapshot], target: &Target<'_>, spec: &mut CaptureSpec<'_>) {
     let Some(rules) = target.exclude else {
         return;
     };
@@ -419,9 +427,16 @@ mod tests {
             excluded
         };
         let late = of(&[(0, 0x3000), (0x8000, 0x4000)], Rule::Free);
-        let early = of(&[(0x1000, 0x8000), (0xa000, 0x1000), (0xb000, 0x9000)], Rule::User);
+        let early = of(
+            &[(0x1000, 0x8000), (0xa000, 0x1000), (0xb000, 0x9000)],
+            Rule::User,
+        );
         let both = both(late, early);
-        let runs: Vec<_> = both.runs().iter().map(|r| (r.gpa, r.bytes, r.rule)).collect();
+        let runs: Vec<_> = both
+            .runs()
+            .iter()
+            .map(|r| (r.gpa, r.bytes, r.rule))
+            .collect();
         assert_eq!(
             runs,
             [

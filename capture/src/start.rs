@@ -60,8 +60,7 @@ impl<'a> Output<'a> {
         may_write(&path, inputs, args.force).map_err(failure(OUTPUT))?;
         let output = Self { path, args };
         // Before a guest runs for minutes for it.
-        save::check(&output.path, output.existing())
-            .map_err(|e| failure(OUTPUT)(e.to_string()))?;
+        save::check(&output.path, output.existing()).map_err(|e| failure(OUTPUT)(e.to_string()))?;
         Ok(output)
     }
 
@@ -81,7 +80,9 @@ fn name_of(args: &RunArgs) -> String {
     let file = words.first().map(Path::new).and_then(Path::file_name);
     let name = file.map(|name| name.to_string_lossy().into_owned());
     let name = name.unwrap_or_else(|| "guest".into());
-    name.strip_suffix(".bpf.o").map(str::to_owned).unwrap_or(name)
+    name.strip_suffix(".bpf.o")
+        .map(str::to_owned)
+        .unwrap_or(name)
 }
 
 /// Runs a guest; the exit code of a run that went as it should.
@@ -131,7 +132,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
-    follow(&mut machine, triggers, "capture run", &output, echo, args.guest.probe)
+    follow(
+        &mut machine,
+        triggers,
+        "capture run",
+        &output,
+        echo,
+        args.guest.probe,
+    )
 }
 
 /// Writes an initramfs.
@@ -160,7 +168,14 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     triggers.at_once = args.now;
     let mut machine = Qemu::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
-    follow(&mut machine, triggers, "capture attach", &output, None, true)
+    follow(
+        &mut machine,
+        triggers,
+        "capture attach",
+        &output,
+        None,
+        true,
+    )
 }
 
 /// Follows a guest to its end, and writes what there is.
@@ -353,7 +368,11 @@ fn tell_saved(saved: &[Saved], fired: Option<&Fired>) {
             file.summary.file_bytes >> 20
         );
     }
-    for line in saved.first().into_iter().flat_map(|file| headline(&file.path)) {
+    for line in saved
+        .first()
+        .into_iter()
+        .flat_map(|file| headline(&file.path))
+    {
         let _ = writeln!(out, "  {}", Escaped(&line));
     }
 }

@@ -13,8 +13,8 @@ use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::monitor::Sampler;
 use scx_postmortem_analyze::object::Object;
 use scx_postmortem_analyze::source::Image;
-pub(crate) use scx_postmortem_analyze::walk::bpf::probe::LatchState;
 use scx_postmortem_analyze::walk::bpf::probe::Latch;
+pub(crate) use scx_postmortem_analyze::walk::bpf::probe::LatchState;
 use scx_postmortem_analyze::walk::{Limits, Remarks, clock, sched};
 
 use scx_postmortem_format::capture::{Note, Timeline};

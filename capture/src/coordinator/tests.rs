@@ -156,7 +156,10 @@ impl Machine for Fake {
     }
 
     fn wait(&mut self, _: Duration) -> Result<Option<Event>, MachineError> {
-        let turn = self.script.pop_front().expect("the coordinator went on after the script's end");
+        let turn = self
+            .script
+            .pop_front()
+            .expect("the coordinator went on after the script's end");
         if turn.seen.is_some() {
             *self.seen.borrow_mut() = turn.seen;
         }
@@ -172,7 +175,11 @@ impl Machine for Fake {
     }
 
     fn stop_at(&mut self, stops: &[Stop]) -> Result<Vec<Stop>, MachineError> {
-        let can: Vec<Stop> = stops.iter().copied().filter(|stop| (self.can)(stop)).collect();
+        let can: Vec<Stop> = stops
+            .iter()
+            .copied()
+            .filter(|stop| (self.can)(stop))
+            .collect();
         self.told.push(Told::Stops(can.clone()));
         Ok(can)
     }
@@ -260,7 +267,10 @@ impl Rig {
         let tell = Box::new(|_: &str| {});
         let mut coordinator = Coordinator::new(triggers, &mut self.eyes, tell, None);
         let outcome = coordinator.follow(&mut self.machine);
-        assert!(self.machine.script.is_empty(), "the script was not played to its end");
+        assert!(
+            self.machine.script.is_empty(),
+            "the script was not played to its end"
+        );
         (outcome, coordinator.suppressed)
     }
 
@@ -284,7 +294,11 @@ fn the_moment_is_the_return_of_the_dump() {
     assert_eq!(late.fired.kind, "scx_exit");
     assert_eq!(late.fired.by, Some("breakpoint"));
     assert_eq!(late.fired.exit_kind, Some(1026));
-    assert!(late.fired.detail.contains("foo: kind 1026 (scx_dump_state has returned)"));
+    assert!(
+        late.fired
+            .detail
+            .contains("foo: kind 1026 (scx_dump_state has returned)")
+    );
     // Nothing saw the store itself; it came after the last look at a sound scheduler.
     assert_eq!(late.fired.exit_age, None);
     assert!(late.fired.exit_age_at_most.is_some());
@@ -317,10 +331,11 @@ fn a_dump_of_a_sound_scheduler_is_let_pass() {
     assert!(outcome.late.is_none());
     // The entry is watched again.
     assert_eq!(rig.machine.told.last(), Some(&Told::Resume));
-    assert!(rig.machine.told.ends_with(&[
-        Told::Stops(vec![Stop::Execute(ENTRY)]),
-        Told::Resume
-    ]));
+    assert!(
+        rig.machine
+            .told
+            .ends_with(&[Told::Stops(vec![Stop::Execute(ENTRY)]), Told::Resume])
+    );
 }
 
 #[test]
@@ -381,7 +396,11 @@ fn a_timed_dump_knows_when_the_kind_was_stored() {
 
 #[test]
 fn without_breakpoints_the_kind_is_polled() {
-    let mut rig = rig(vec![nothing(with(0)), nothing(with(0)), nothing(with(1026))]);
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        nothing(with(1026)),
+    ]);
     rig.machine.can = |_| false;
     let late = rig.late();
     assert_eq!(late.fired.by, Some("poll"));
@@ -407,7 +426,12 @@ fn polling_can_be_asked_for() {
     rig.triggers.moment = Moment::Poll;
     let late = rig.late();
     assert_eq!(late.fired.by, Some("poll"));
-    assert!(rig.machine.told.iter().all(|told| !matches!(told, Told::Stops(s) if !s.is_empty())));
+    assert!(
+        rig.machine
+            .told
+            .iter()
+            .all(|told| !matches!(told, Told::Stops(s) if !s.is_empty()))
+    );
 }
 
 #[test]
@@ -448,7 +472,12 @@ fn a_replaced_scheduler_is_followed() {
     ]);
     rig.triggers.moment = Moment::Store;
     rig.late();
-    let stops: Vec<&Told> = rig.machine.told.iter().filter(|t| matches!(t, Told::Stops(_))).collect();
+    let stops: Vec<&Told> = rig
+        .machine
+        .told
+        .iter()
+        .filter(|t| matches!(t, Told::Stops(_)))
+        .collect();
     let entry = Stop::Execute(ENTRY);
     assert_eq!(
         stops,
@@ -489,7 +518,12 @@ fn a_dual_run_copies_early_goes_on_and_holds_late() {
     let freezes = rig.machine.told.iter().filter(|t| **t == Told::Freeze);
     assert_eq!(freezes.count(), 2);
     // The guest went on at once.
-    let early = rig.machine.told.iter().position(|t| *t == Told::Freeze).unwrap();
+    let early = rig
+        .machine
+        .told
+        .iter()
+        .position(|t| *t == Told::Freeze)
+        .unwrap();
     assert_eq!(rig.machine.told[early + 1], Told::Resume);
 }
 
@@ -524,7 +558,11 @@ fn an_early_image_is_kept_whatever_comes_after() {
         (&mut over, "TimeOver"),
     ] {
         let (outcome, _) = rig.run();
-        assert!(format!("{:?}", outcome.end).starts_with(end), "{:?}", outcome.end);
+        assert!(
+            format!("{:?}", outcome.end).starts_with(end),
+            "{:?}",
+            outcome.end
+        );
         assert!(matches!(outcome.early, Early::Taken { .. }), "{end}");
         assert!(outcome.late.is_none(), "{end}");
         assert!(!rig.machine.stands, "{end}: the guest does not run");
@@ -554,7 +592,11 @@ fn a_vcpu_that_does_not_stop_makes_a_degraded_image() {
         vcpus: vec![vcpu(0)],
         faults: vec!["vCPU 1 did not stop".into()],
     };
-    let mut late = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY)), stopped(Stop::Execute(BACK))]);
+    let mut late = rig(vec![
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
     late.machine.freezes.push_back(unparked());
     assert!(late.late().is_degraded());
 
@@ -594,7 +636,10 @@ fn a_machine_lost_before_there_is_a_kernel_leaves_nothing() {
         ..turn(None, None)
     });
     let (outcome, _) = rig.run();
-    assert_eq!(outcome.end, End::Lost("the guest's machine is gone: QEMU ended".into()));
+    assert_eq!(
+        outcome.end,
+        End::Lost("the guest's machine is gone: QEMU ended".into())
+    );
     assert!(outcome.late.is_none());
 }
 
@@ -610,10 +655,17 @@ fn a_panic_and_a_pattern_on_the_console_are_moments() {
     assert_eq!(late.fired.detail, "Kernel panic - not syncing: VFS");
     assert!(late.fired.is_failure());
 
-    let mut pattern = rig(vec![nothing(with(0)), says("all is well\n"), says("x BUG: y\nz")]);
+    let mut pattern = rig(vec![
+        nothing(with(0)),
+        says("all is well\n"),
+        says("x BUG: y\nz"),
+    ]);
     pattern.triggers.console = vec!["BUG:".into()];
     let late = pattern.late();
-    assert_eq!((late.fired.kind, late.fired.detail.as_str()), ("console", "BUG: y"));
+    assert_eq!(
+        (late.fired.kind, late.fired.detail.as_str()),
+        ("console", "BUG: y")
+    );
 }
 
 #[test]
@@ -654,14 +706,22 @@ fn a_capture_that_is_asked_for_waits_for_the_kernel() {
 
 #[test]
 fn a_guest_that_goes_on_is_copied_and_resumed() {
-    let mut rig = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY)), stopped(Stop::Execute(BACK))]);
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
     rig.triggers.goes_on = true;
     let late = rig.late();
     rig.machine.file.write_all_at(&[1; 4096], 0).unwrap();
     let mut page = [0; 4];
     late.memory.source().read(0, &mut page).unwrap();
     assert_eq!(page, [7; 4]);
-    assert!(rig.machine.told.ends_with(&[Told::Freeze, Told::Stops(vec![]), Told::Resume]));
+    assert!(
+        rig.machine
+            .told
+            .ends_with(&[Told::Freeze, Told::Stops(vec![]), Told::Resume])
+    );
     assert!(!rig.machine.stands);
 }
 

@@ -201,7 +201,11 @@ mod tests {
         let said = needed(&script, None).unwrap_err();
         assert!(said.contains("is a script"), "{said}");
         std::fs::write(&script, "text").unwrap();
-        assert!(needed(&script, None).unwrap_err().contains("is no ELF program"));
+        assert!(
+            needed(&script, None)
+                .unwrap_err()
+                .contains("is no ELF program")
+        );
         let said = program("surely-no-such-program", None).unwrap_err();
         assert!(
             said.starts_with("surely-no-such-program: no such program"),

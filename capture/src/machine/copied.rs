@@ -89,7 +89,9 @@ impl Copied {
         for extent in touched {
             let len = size(extent.bytes)?;
             let Some((part, behind)) = rest.split_at_mut_checked(len) else {
-                return Err(io::Error::other("the guest's memory grew while it was copied"));
+                return Err(io::Error::other(
+                    "the guest's memory grew while it was copied",
+                ));
             };
             rest = behind;
             extents.push((extent, at));
@@ -125,13 +127,21 @@ impl Copied {
 
     fn read_at(&self, mut gpa: u64, mut buf: &mut [u8]) -> Option<()> {
         while !buf.is_empty() {
-            let region = self.regions.iter().find(|r| r.start.0 <= gpa && gpa < r.end().0)?;
-            let next = self.extents.partition_point(|(extent, _)| extent.gpa <= gpa);
+            let region = self
+                .regions
+                .iter()
+                .find(|r| r.start.0 <= gpa && gpa < r.end().0)?;
+            let next = self
+                .extents
+                .partition_point(|(extent, _)| extent.gpa <= gpa);
             let own = next.checked_sub(1).and_then(|i| self.extents.get(i));
             let own = own.filter(|(extent, _)| gpa - extent.gpa < extent.bytes);
             let until = match own {
                 Some((extent, _)) => extent.gpa.saturating_add(extent.bytes),
-                None => self.extents.get(next).map_or(u64::MAX, |(extent, _)| extent.gpa),
+                None => self
+                    .extents
+                    .get(next)
+                    .map_or(u64::MAX, |(extent, _)| extent.gpa),
             };
             let len = until.min(region.end().0) - gpa;
             let len = usize::try_from(len).unwrap_or(usize::MAX).min(buf.len());

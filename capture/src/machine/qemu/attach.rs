@@ -20,7 +20,7 @@ use super::mtree;
 use super::qmp::Qmp;
 use super::{Owner, Parts, Qemu, SHORT};
 use crate::machine::memory::Backing;
-use crate::machine::{GuestMemory, Machine, Mapping, MachineError};
+use crate::machine::{GuestMemory, Machine, MachineError, Mapping};
 
 /// Time in which a monitor answers.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -231,7 +231,10 @@ impl Qemu {
             .tempdir()
             .map_err(|e| refused("making a temporary directory", e))?;
         let gdb = directory.path().join("gdb");
-        let said = qmp.human(&format!("gdbserver unix:{},server=on,wait=off", gdb.display()))?;
+        let said = qmp.human(&format!(
+            "gdbserver unix:{},server=on,wait=off",
+            gdb.display()
+        ))?;
         let gdb = Gdb::connect(&gdb, Instant::now() + CONNECT, &mut || true).map_err(|e| {
             refused(
                 "starting QEMU's debug stub",

@@ -387,7 +387,8 @@ impl Machine for Qemu {
 
     fn messages(&mut self) -> Vec<String> {
         let host = self.host.as_mut();
-        self.pending.extend(host.map(Tail::new_bytes).unwrap_or_default());
+        self.pending
+            .extend(host.map(Tail::new_bytes).unwrap_or_default());
         let Some(end) = memchr::memrchr(b'\n', &self.pending) else {
             return Vec::new();
         };
@@ -407,9 +408,9 @@ impl Drop for Qemu {
 /// Takes a vCPU out of those that stand.
 fn forget(frozen: &mut Frozen, vcpu: u32) {
     frozen.vcpus.retain(|state| state.vcpu != vcpu);
-    frozen
-        .faults
-        .push(format!("vCPU {vcpu} did not stop (a fault that was asked for)"));
+    frozen.faults.push(format!(
+        "vCPU {vcpu} did not stop (a fault that was asked for)"
+    ));
 }
 
 /// The end of what QEMU has printed, as the end of a sentence.

@@ -110,7 +110,15 @@ pub(super) fn add_text(states: &mut [VcpuState], text: &str) {
             special.efer = value("EFER");
         }
         let all = ["DR0", "DR1", "DR2", "DR3", "DR6", "DR7"].map(value);
-        if let [Some(dr0), Some(dr1), Some(dr2), Some(dr3), Some(dr6), Some(dr7)] = all {
+        if let [
+            Some(dr0),
+            Some(dr1),
+            Some(dr2),
+            Some(dr3),
+            Some(dr6),
+            Some(dr7),
+        ] = all
+        {
             state.debug = Some(DebugRegs {
                 dr0,
                 dr1,
@@ -180,7 +188,10 @@ EFER=0000000000000d01
         add_text(&mut states, TEXT);
         assert_eq!(states[0].special.unwrap().efer, Some(0xd01));
         let debug = states[0].debug.unwrap();
-        assert_eq!((debug.dr0, debug.dr6, debug.dr7), (0xa0, 0xffff_0ff0, 0x402));
+        assert_eq!(
+            (debug.dr0, debug.dr6, debug.dr7),
+            (0xa0, 0xffff_0ff0, 0x402)
+        );
         assert_eq!(of_note(0, &note[..400]), None);
     }
 }
