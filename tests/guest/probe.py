@@ -195,6 +195,7 @@ def judge(demo, cpus, files, live, report):
     same("the scheduler's name", live["scheduler"]["name"], f"demo_{demo}")
     same("the watchdog's limit", exit.get("watchdog_timeout_jiffies"), limit * HZ // 1000)
     same("bypass depth", exit.get("bypass_depth"), truth["ktstr_exit_bypass_depth"])
+    same("aborting", exit.get("aborting"), bool(truth["ktstr_exit_aborting"]))
     # Bypass begins when the scheduler is taken apart, which must not have begun.
     same("bypass depth in the guest", truth["ktstr_exit_bypass_depth"], 0)
     for name, variable in {"at_ns": "probe_exit_ns", "cpu": "probe_exit_cpu", "pid": "probe_exit_pid"}.items():

@@ -912,10 +912,9 @@ mod tests {
     #[test]
     fn the_example_of_the_specification_is_what_it_says() {
         let page = include_str!("../../../docs/capture-format.md");
-        let from = page.find("## 4a.").unwrap();
-        let json = &page[from..];
-        let json = &json[json.find("```json").unwrap() + 7..];
-        let json = &json[..json.find("```").unwrap()];
+        let (_, section) = page.split_once("## 4a.").unwrap();
+        let (_, json) = section.split_once("```json").unwrap();
+        let (json, _) = json.split_once("```").unwrap();
         let read = Timeline::decode(json.as_bytes()).unwrap();
         let uptime = |row| value(&read, row, series::UPTIME_NS, None, None);
         assert_eq!(
