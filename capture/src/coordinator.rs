@@ -42,6 +42,9 @@ const GRACE: Duration = Duration::from_secs(3);
 /// What the kernel writes when it is at its end.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 
+/// Where the console's output goes besides.
+pub(crate) type Echo<'a> = Option<Box<dyn Fn(&[u8]) + 'a>>;
+
 /// At which moment of a failure the image is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Moment {
@@ -279,8 +282,7 @@ pub(crate) struct Coordinator<'a> {
     pub(crate) suppressed: bool,
     /// Progress for whoever watches.
     tell: Box<dyn Fn(&str) + 'a>,
-    /// Where the console's output goes besides.
-    echo: Option<Box<dyn Fn(&[u8]) + 'a>>,
+    echo: Echo<'a>,
 }
 
 impl<'a> Coordinator<'a> {
@@ -288,7 +290,7 @@ impl<'a> Coordinator<'a> {
         triggers: Triggers,
         eyes: &'a mut dyn Eyes,
         tell: Box<dyn Fn(&str) + 'a>,
-        echo: Option<Box<dyn Fn(&[u8]) + 'a>>,
+        echo: Echo<'a>,
     ) -> Self {
         let early = if triggers.early {
             Early::Waiting {

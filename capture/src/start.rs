@@ -17,7 +17,7 @@ use signal_hook::flag;
 
 use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs, WhenArgs};
 use crate::convert::progress_bar;
-use crate::coordinator::{Coordinator, End, Fired, Outcome, Triggers};
+use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
 use crate::guest::{self, Wanted};
 use crate::machine::Machine;
 use crate::machine::qemu::{Config, Qemu};
@@ -184,7 +184,7 @@ fn follow(
     triggers: Triggers,
     tool: &'static str,
     output: &Output<'_>,
-    echo: Option<Box<dyn Fn(&[u8])>>,
+    echo: Echo<'_>,
     probe: bool,
 ) -> Result<u8, Failure> {
     let watching = io::stderr().is_terminal();

@@ -12,9 +12,9 @@ use scx_postmortem_analyze::kernel::vmcoreinfo::Vmcoreinfo;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::monitor::Sampler;
 use scx_postmortem_analyze::object::Object;
+use scx_postmortem_analyze::probe::Latch;
+pub(crate) use scx_postmortem_analyze::probe::LatchState;
 use scx_postmortem_analyze::source::Image;
-use scx_postmortem_analyze::walk::bpf::probe::Latch;
-pub(crate) use scx_postmortem_analyze::walk::bpf::probe::LatchState;
 use scx_postmortem_analyze::walk::{Limits, Remarks, clock, sched};
 
 use scx_postmortem_format::capture::{Note, Timeline};
@@ -122,6 +122,8 @@ pub(crate) struct Live {
     /// The probe's, once it was found; whether it is worth looking for.
     latch: Option<Latch>,
     probe: bool,
+    /// The scheduler that was there when it was looked for.
+    searched_at: Option<u64>,
 }
 
 struct Known {
@@ -152,9 +154,11 @@ impl Eyes for Live {
         let scheduler = known.attached().ok()?;
         let ages = scheduler.as_ref().filter(|s| s.exit_kind == 0);
         let ages = ages.and_then(|s| known.ages(Kva(s.at)).ok());
-        // It is loaded before any scheduler.
-        if self.probe && self.latch.is_none() && scheduler.is_some() {
+        // It is loaded before any scheduler, and looking for it takes a walk over all maps.
+        let at = scheduler.as_ref().map(|scheduler| scheduler.at);
+        if self.probe && self.latch.is_none() && at.is_some() && at != self.searched_at {
             self.latch = Latch::find(&known.kernel);
+            self.searched_at = at;
         }
         let latch = self.latch.as_ref();
         Some(Seen {
