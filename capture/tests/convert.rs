@@ -304,3 +304,25 @@ fn what_cannot_be_excluded_is_refused() {
     );
     assert_eq!(names(dir.path()), ["core.elf"]);
 }
+
+#[test]
+fn an_early_core_must_be_an_older_one_of_the_same_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let output = dir.path().join("x.core.zst");
+    let refused = |early: &Path, words: &str| {
+        let done = convert(&elf, &output, &["--early", early.to_str().unwrap()], "2");
+        assert_eq!(done.status.code(), Some(4));
+        let stderr = String::from_utf8(done.stderr).unwrap();
+        assert!(stderr.contains(words), "{stderr}");
+        assert!(!output.exists());
+    };
+    // The same moment is not an older one.
+    refused(&elf, "expected the older one with --early");
+    let other = dir.path().join("other.elf");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/error-7.3/guest.core.zst");
+    source::export(&path, &other, &|_, _| ()).unwrap();
+    refused(&other, "not a core of the same run of the guest");
+    refused(&shipped(), "is a capture; expected an ELF core");
+    refused(&dir.path().join("missing"), "No such file");
+}

@@ -92,12 +92,13 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 13] = [
+const RULES: [(&str, Rule); 14] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
     ("lock-holder-off-cpu", lock_holder::find),
     ("arena-exhausted", arena_full::find),
     ("queue-never-consumed", queue::never_consumed),
+    ("queue-untouched", queue::untouched),
     ("ringbuf-full", ringbuf::find),
     ("real-time-hog", realtime::find),
     ("stranded-on-local-queue", stranded::find),

@@ -19,6 +19,7 @@ mod bpf_objects;
 mod cpu;
 mod cpu_state;
 mod deferred;
+mod diff;
 mod dump;
 mod findings;
 mod hex;
@@ -52,6 +53,7 @@ pub use cpu::{
 };
 pub use cpu_state::*;
 pub use deferred::*;
+pub use diff::*;
 pub use dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, GuestSetupFailureContext,
     SCHEMA_DEGRADED, SCHEMA_DUAL, SCHEMA_SINGLE,
