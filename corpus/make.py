@@ -6,7 +6,7 @@
     corpus/make.py /tmp/g stall-6.18
 
 The entry then holds
-    guest.core.zst     the capture, level 19
+    guest.core.zst     the capture, level 19, without free pages, user memory and page cache
     recipe.json        what made it
     truth.tar.zst      all that the guest's kernel said about itself
     truth/             the few files of that which `cargo test` reads
@@ -75,7 +75,7 @@ def main():
     subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "capture"], cwd=ROOT, check=True)
     capture = entry / "guest.core.zst"
     subprocess.run([ROOT / "target/release/capture", "convert", made / "core.elf", "-o", capture,
-                    "--level", "19", "--force"], check=True)
+                    "--level", "19", "--force", "--exclude", "free,user,cache"], check=True)
     capture.chmod(0o644)
     shutil.copyfile(made / "recipe.json", entry / "recipe.json")
     pack(made / "truth", entry / "truth.tar.zst")

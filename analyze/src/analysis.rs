@@ -10,15 +10,13 @@ use rayon::prelude::*;
 use scx_postmortem_format::capture::Timeline;
 use scx_postmortem_format::report::reasons;
 use scx_postmortem_format::report::{
-    DsqName, EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo, IrqCount, KernelInfo,
-    LogRecord, PerCpuTimeStats, PerNodeNumaStats, PostmortemReport, Provenance, SchedStats,
-    SchedulerInfo, ScxSchedState, StarvedTask, TimerInfo, Unavailable, UnavailableCode,
-    VcpuRegSnapshot, WorkqueueInfo,
+    DsqName, DualFailureDumpReport, EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo,
+    IrqCount, KernelInfo, LogRecord, PerCpuTimeStats, PerNodeNumaStats, PostmortemReport,
+    Provenance, SchedStats, SchedulerInfo, ScxSchedState, StarvedTask, TimerInfo, Unavailable,
+    UnavailableCode, VcpuRegSnapshot, WorkqueueInfo,
 };
 
 use crate::addr::Kva;
-use crate::diagnose;
-use crate::history;
 use crate::kernel::{Kernel, cpu_list};
 use crate::recover::Casts;
 use crate::source::VcpuRegs;
@@ -33,6 +31,7 @@ use crate::walk::{
     Limits, Remarks, cpus, cputime, events, exit_info, irqs, kernel_dump, locks, numa, printk, psi,
     schedstat, stacks, timers, workqueues,
 };
+use crate::{diagnose, diff, history};
 
 /// What to do beyond the defaults.
 #[derive(Debug, Clone, Copy, Default)]
@@ -234,9 +233,9 @@ pub fn analyze_timed(
     own.unavailable = remarks.unavailable;
     if kernel.image.early {
         own.unavailable.push(Unavailable {
-            section: "early".to_owned(),
+            section: EARLY.to_owned(),
             code: UnavailableCode::NotRead,
-            reason: "the file also holds an image from before the failure, which this version of the analyzer does not compare with this one yet".to_owned(),
+            reason: "the file also holds an image from before the failure, which a report on this one alone does not look at".to_owned(),
         });
     }
     own.anomalies = remarks.anomalies;
@@ -251,6 +250,36 @@ pub fn analyze_timed(
     report.postmortem = Some(Box::new(own));
     (report, remarks.times)
 }
+
+/// Makes the report of a dual capture: one of each image, and what changed in between.
+#[must_use]
+pub fn analyze_dual(early: &Kernel, late: &Kernel, options: &Options) -> DualFailureDumpReport {
+    let (before, mut after) = rayon::join(|| analyze(early, options), || analyze(late, options));
+    if let (Some(before), Some(after_own)) = (&before.postmortem, &mut after.postmortem) {
+        after_own.unavailable.retain(|u| u.section != EARLY);
+        after_own.diff = Some(Box::new(diff::compare(before, after_own)));
+        after_own.findings = diagnose::findings(after_own, &after.maps);
+    }
+    let own = before.postmortem.as_deref();
+    let timeout = own
+        .and_then(|own| own.scheduler.as_ref())
+        .and_then(|scheduler| scheduler.watchdog_timeout_jiffies);
+    DualFailureDumpReport {
+        early_max_age_jiffies: own.and_then(oldest).unwrap_or(0),
+        early_threshold_jiffies: timeout.map_or(0, |limit| limit / 2),
+        early: Some(before),
+        ..DualFailureDumpReport::new(after)
+    }
+}
+
+/// The age of the task that has been runnable for longest.
+fn oldest(own: &PostmortemReport) -> Option<u64> {
+    let runnable = own.cpus.iter().flat_map(|cpu| &cpu.runnable);
+    runnable.filter_map(|task| task.runnable_age_jiffies).max()
+}
+
+/// The section of what the early image of a dual capture holds.
+const EARLY: &str = "early";
 
 /// Which integers are pointers, unless nobody wants to know.
 fn recovered(kernel: &Kernel, btfs: &Btfs<'_>, options: &Options, remarks: &mut Remarks) -> Casts {

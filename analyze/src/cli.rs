@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use scx_postmortem_analyze::analysis::{self, Options};
+use scx_postmortem_analyze::degraded;
 use scx_postmortem_analyze::error::OpenError;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::reduce::{self as reducing, ReduceError, Reduced};
@@ -17,7 +18,8 @@ use scx_postmortem_analyze::tables;
 use scx_postmortem_analyze::walk::Limits;
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use scx_postmortem_format::report::{
-    Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode, brief_report, text_report,
+    DualFailureDumpReport, Escaped, FailureDumpReport, FailureDumpReportAny, UnavailableCode,
+    brief_report, reasons, text_report,
 };
 
 /// The exit codes, a part of the interface: scripts branch on them.
@@ -55,7 +57,7 @@ Exit codes:
   0  done
   1  the output could not be written
   2  wrong arguments
-  3  done, but parts of the image are missing, unreadable or damaged
+  3  done, but parts of the image are missing, unreadable or damaged, or the capture was given up
   4  unusable file: missing, empty, not a core, damaged, or from a newer version
   5  no usable kernel in the image
   6  report written, but this kernel has no sched_ext
@@ -140,6 +142,15 @@ struct ReportArgs {
     /// Raise every limit on list lengths to N.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Of a dual capture, make the report of the early image alone.
+    #[arg(long, conflicts_with = "late")]
+    early: bool,
+    /// Of a dual capture, make the report of the late image alone.
+    #[arg(long)]
+    late: bool,
+    /// Of a capture that was given up, make the report that memory still tells, which may be torn.
+    #[arg(long)]
+    best_effort: bool,
     /// Print to standard error how long each part took. Parts run at the same time.
     #[arg(long)]
     timings: bool,
@@ -265,36 +276,22 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     }
     args.check_files(file)?;
     let start = Instant::now();
-    let mut image = Image::open(file)?;
-    if let Some(path) = &args.kernel_tables {
-        image = tables::supply(image, path)
-            .map_err(|why| Failure(exit::UNUSABLE_FILE, format!("--kernel-tables {why}")))?;
-    }
-    let warnings = image.warnings.clone();
-    let overrides = Overrides {
-        vmcoreinfo: args.vmcoreinfo.clone(),
-        btf: args.btf.clone(),
-        vmlinux: args.vmlinux.clone(),
-        system_map: args.system_map.clone(),
+    let image = if args.early {
+        Image::open_early(file)?
+    } else {
+        Image::open(file)?
     };
-    let kernel = Kernel::find(image, &overrides).map_err(|why| {
-        // What is wrong with the file comes first: it explains the rest.
-        let why = match warnings.as_slice() {
-            [] => why,
-            some => format!(
-                "{}; copy the file again; for what is left: {why}",
-                some.join("; ")
-            ),
-        };
-        Failure(
-            exit::NO_KERNEL,
-            OpenError::NoKernel {
-                path: file.display().to_string(),
-                why,
-            }
-            .to_string(),
-        )
-    })?;
+    if let Some(report) = degraded::report(&image).filter(|_| !args.best_effort) {
+        eprintln!(
+            "analyze: {}: the capture was given up; --best-effort makes the report that memory still tells",
+            file.display()
+        );
+        let text = args.render(&report.into())?;
+        emit(args.output.as_deref(), &text)?;
+        return Ok(exit::DEGRADED);
+    }
+    let dual = image.early && !args.late;
+    let kernel = args.kernel(file, image)?;
     if args.vmlinux.is_some() && kernel.provenance.iter().all(|p| p.source != "--vmlinux") {
         eprintln!("--vmlinux was not needed: the image has symbols and types of its own");
     }
@@ -304,17 +301,16 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
         no_casts: args.no_casts,
     };
     let found = start.elapsed();
-    let (report, times) = analysis::analyze_timed(&kernel, &options);
-    let analyzed = start.elapsed();
-    let code = exit_code(&kernel, &report);
-    let any = FailureDumpReportAny::from(report);
-    let text = match args.format {
-        Format::Text if args.brief => Ok(brief_report(&any)),
-        Format::Text => Ok(text_report(&any)),
-        Format::Json => any.to_json(),
-        Format::JsonPretty => any.to_json_pretty(),
+    let (any, code, times) = if dual {
+        let (report, code) = dual_report(args, file, &kernel, &options);
+        (FailureDumpReportAny::from(report), code, Vec::new())
+    } else {
+        let (report, times) = analysis::analyze_timed(&kernel, &options);
+        let code = exit_code(&kernel, &report);
+        (report.into(), code, times)
     };
-    let text = text.map_err(|e| Failure(exit::OUTPUT, format!("cannot write the report: {e}")))?;
+    let analyzed = start.elapsed();
+    let text = args.render(&any)?;
     if args.timings {
         let rendered = start.elapsed();
         eprintln!("{:>8.1} ms  the file and its kernel", millis(found));
@@ -326,6 +322,90 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
     }
     emit(args.output.as_deref(), &text)?;
     Ok(code)
+}
+
+/// The report of both images of a dual capture. What is wrong with the early one costs that half.
+fn dual_report(
+    args: &ReportArgs,
+    file: &Path,
+    late: &Kernel,
+    options: &Options,
+) -> (DualFailureDumpReport, u8) {
+    let without = |why: String| {
+        let report = analysis::analyze(late, options);
+        let code = exit_code(late, &report);
+        let report = DualFailureDumpReport {
+            early_skipped_reason: Some(why),
+            ..DualFailureDumpReport::new(report)
+        };
+        (report, exit::DEGRADED.max(code))
+    };
+    let image = match Image::open_early(file) {
+        Ok(image) => image,
+        Err(why) => return without(why.to_string()),
+    };
+    if let Some(report) = degraded::report(&image).filter(|_| !args.best_effort) {
+        return without(reasons::early_degraded(&report.reason));
+    }
+    match args.kernel(file, image) {
+        Err(Failure(_, why)) => without(why),
+        Ok(early) => {
+            let report = analysis::analyze_dual(&early, late, options);
+            let mut code = exit_code(late, &report.late);
+            if let Some(half) = &report.early
+                && code == exit::OK
+            {
+                code = exit_code(&early, half);
+            }
+            (report, code)
+        }
+    }
+}
+
+impl ReportArgs {
+    /// The kernel of an image.
+    fn kernel(&self, file: &Path, mut image: Image) -> Result<Kernel, Failure> {
+        if let Some(path) = &self.kernel_tables {
+            image = tables::supply(image, path)
+                .map_err(|why| Failure(exit::UNUSABLE_FILE, format!("--kernel-tables {why}")))?;
+        }
+        let warnings = image.warnings.clone();
+        let overrides = Overrides {
+            vmcoreinfo: self.vmcoreinfo.clone(),
+            btf: self.btf.clone(),
+            vmlinux: self.vmlinux.clone(),
+            system_map: self.system_map.clone(),
+        };
+        Kernel::find(image, &overrides).map_err(|why| {
+            // What is wrong with the file comes first: it explains the rest.
+            let why = match warnings.as_slice() {
+                [] => why,
+                some => format!(
+                    "{}; copy the file again; for what is left: {why}",
+                    some.join("; ")
+                ),
+            };
+            Failure(
+                exit::NO_KERNEL,
+                OpenError::NoKernel {
+                    path: file.display().to_string(),
+                    why,
+                }
+                .to_string(),
+            )
+        })
+    }
+
+    /// The report in the form that was asked for.
+    fn render(&self, any: &FailureDumpReportAny) -> Result<String, Failure> {
+        let text = match self.format {
+            Format::Text if self.brief => Ok(brief_report(any)),
+            Format::Text => Ok(text_report(any)),
+            Format::Json => any.to_json(),
+            Format::JsonPretty => any.to_json_pretty(),
+        };
+        text.map_err(|e| Failure(exit::OUTPUT, format!("cannot write the report: {e}")))
+    }
 }
 
 fn millis(time: Duration) -> f64 {

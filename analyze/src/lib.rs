@@ -10,6 +10,8 @@
 //! - [`walk`]: one file per walker, each producing its part of the report;
 //! - [`monitor`]: the few figures that are sampled while a guest runs;
 //! - [`diagnose`]: what a person should look at first;
+//! - [`diff`]: the early image of a dual capture against the late one;
+//! - [`degraded`]: the report of a capture that was given up;
 //! - [`exclude`]: which pages are free, user memory or page cache;
 //! - [`reduce`]: a capture of only the pages that a report reads;
 //! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
@@ -17,7 +19,9 @@
 
 pub mod addr;
 pub mod analysis;
+pub mod degraded;
 pub mod diagnose;
+pub mod diff;
 pub mod error;
 pub mod exclude;
 pub mod history;

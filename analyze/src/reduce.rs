@@ -215,6 +215,12 @@ impl Recorded {
         drop(kernel);
 
         let mut image = Image::open(file)?;
+        if image.early {
+            return Err(ReduceError::Input(crate::error::OpenError::NoUse {
+                path: file.display().to_string(),
+                why: "this is a dual capture, and reducing it would lose the early image; what is reduced are single ones",
+            }));
+        }
         let source = image.kind.name();
         let recorder = Arc::new(Recorder::new(image.memory));
         image.memory = Box::new(Shared(Arc::clone(&recorder)));
@@ -548,8 +554,6 @@ fn difference(before: FailureDumpReport, after: FailureDumpReport) -> Option<Str
             own.provenance.clear();
             // Of the file, not of the guest.
             own.warnings.clear();
-            // An early image is not carried over.
-            own.unavailable.retain(|u| u.section != "early");
         }
         FailureDumpReportAny::from(report)
             .to_json_pretty()

@@ -24,6 +24,8 @@ Examples:
   capture convert vmcore.elf -o stall.core.zst --small   a little smaller, a little slower
   capture convert vmcore.elf -o stall.core.zst --exclude free,user,cache
                                                          only the kernel's own memory: the same report
+  capture convert --early before.elf after.elf -o stall.core.zst
+                                                         two cores of one guest, and what changed between them
 ";
 
 const EXIT_CODES: &str = "\
@@ -267,6 +269,10 @@ pub(crate) struct ConvertArgs {
     /// The same as --level 3.
     #[arg(long, conflicts_with = "level")]
     small: bool,
+    /// Another core of the same guest, from some time before: the capture becomes a dual one, and
+    /// its report tells what has changed between the two.
+    #[arg(long, value_name = "EARLY.elf")]
+    pub(crate) early: Option<PathBuf>,
     /// Leave out pages that a report does not need, by what the guest's kernel says they are:
     /// free ones, user memory, the page cache. Smaller, and fewer secrets.
     #[arg(long, value_name = "free,user,cache")]

@@ -7,6 +7,7 @@
 use std::io;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,9 +15,11 @@ use scx_postmortem_analyze::addr::Gpa;
 use scx_postmortem_analyze::exclude;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::{Image, ImageKind, PhysicalMemory, may_write};
+use scx_postmortem_analyze::walk::clock;
 use scx_postmortem_format::capture::{
-    AtomicFile, CaptureSpec, Excluded, Existing, Extent, Manifest, MemoryKind, MemoryRegion,
-    MemorySource, MissingItem, Note, SourceInfo, ToolInfo, WriteOptions, write_capture,
+    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Excluded, Existing, Extent, Manifest,
+    MemoryKind, MemoryRegion, MemorySource, MissingItem, Note, SourceInfo, ToolInfo, WriteOptions,
+    write_capture,
 };
 
 use crate::cli::{ConvertArgs, Failure};
@@ -43,7 +46,12 @@ impl MemorySource for Source<'_> {
 
 /// Converts.
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
-    may_write(&args.output, &[&args.core], args.force).map_err(|sentence| Failure {
+    let inputs: Vec<&Path> = [Some(&args.core), args.early.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    may_write(&args.output, &inputs, args.force).map_err(|sentence| Failure {
         code: OUTPUT,
         sentence,
     })?;
@@ -84,11 +92,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     };
     let warnings = image.warnings.clone();
     let raw_vmcoreinfo = image.vmcoreinfo.clone();
-    let mut notes: Vec<Note> = image
-        .register_notes
-        .iter()
-        .map(|note| Note::new(&note.name, note.kind, note.desc.clone()))
-        .collect();
+    let mut notes = register_notes(&image);
     let memory: Vec<Extent> = image
         .memory
         .regions()
@@ -96,6 +100,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         .map(|r| Extent::new(r.start.0, r.len))
         .collect();
 
+    let mut early: Option<EarlyCore> = None;
     let mut excluded = Excluded::default();
     let no_exclusion = |why: &dyn std::fmt::Display| {
         unusable(format!(
@@ -108,10 +113,19 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         Ok(kernel) => {
             let text = kernel.vmcoreinfo.text().as_bytes().to_vec();
             manifest.kernel_release = Some(kernel.release().to_owned());
+            if let Some(path) = &args.early {
+                early = Some(EarlyCore::open(path, &kernel, &memory).map_err(&unusable)?);
+            }
             if let Some(rules) = args.exclude {
                 excluded = exclude::plan(&kernel, rules).map_err(|e| no_exclusion(&e))?;
             }
             (kernel.image, Ok(text))
+        }
+        Err(why) if args.early.is_some() => {
+            return Err(unusable(format!(
+                "{}: cannot tell whether both cores are of one guest: {why}",
+                args.core.display()
+            )));
         }
         Err(why) if args.exclude.is_some() => return Err(no_exclusion(&why)),
         Err(why) => (
@@ -130,11 +144,33 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         }
     }
 
+    let mut warnings = warnings;
+    let early_source = early.as_ref().map(|early| Source(&*early.image.memory));
+    let mut early_spec = None;
+    if let (Some(early), Some(source)) = (&early, &early_source) {
+        warnings.extend(
+            early
+                .image
+                .warnings
+                .iter()
+                .map(|w| format!("early core: {w}")),
+        );
+        manifest.early = Some(EarlyInfo {
+            before_late_ns: Some(early.before_late_ns),
+            ..EarlyInfo::default()
+        });
+        early_spec = Some(EarlySpec {
+            source,
+            manifest: early.manifest(&manifest),
+            notes: register_notes(&early.image),
+        });
+    }
     let spec = CaptureSpec {
         memory,
         manifest,
         notes,
         excluded,
+        early: early_spec,
         ..CaptureSpec::default()
     };
     let failed = |cause: &dyn std::fmt::Display| Failure {
@@ -194,6 +230,101 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         );
     }
     Ok(())
+}
+
+fn register_notes(image: &Image) -> Vec<Note> {
+    let notes = image.register_notes.iter();
+    notes
+        .map(|note| Note::new(&note.name, note.kind, note.desc.clone()))
+        .collect()
+}
+
+/// A core of the same guest from some time before.
+struct EarlyCore {
+    image: Image,
+    before_late_ns: u64,
+    /// What the late core has and this one lacks.
+    lacks: Vec<Extent>,
+}
+
+impl EarlyCore {
+    /// Opens it and makes sure that it is of the same guest and older: anything else would give a
+    /// comparison of things that have nothing to do with each other.
+    fn open(path: &Path, late: &Kernel, memory: &[Extent]) -> Result<Self, String> {
+        let name = path.display();
+        let mut image = Image::open(path).map_err(|e| e.to_string())?;
+        if image.kind == ImageKind::Capture {
+            return Err(format!("{name}: is a capture; expected an ELF core"));
+        }
+        // What is there in the late core is there in both: the kernel does not change its place.
+        image.vmcoreinfo = Some(late.vmcoreinfo.text().as_bytes().to_vec());
+        let other = |why: &str| format!("{name}: not a core of the same run of the guest: {why}");
+        let early = Kernel::find(image, &Overrides::default()).map_err(|why| other(&why))?;
+        if early.vmcoreinfo != late.vmcoreinfo {
+            return Err(other("its kernel is another one, or at another place"));
+        }
+        let time = |kernel: &Kernel| {
+            clock::uptime_ns(kernel).map_err(|e| format!("{name}: cannot compare the times: {e}"))
+        };
+        // Random for each boot, also where nothing else is.
+        let canary = |kernel: &Kernel| {
+            let init = kernel.global("init_task", "struct task_struct")?;
+            init.member("stack_canary")?.u64()
+        };
+        if canary(&early) != canary(late) {
+            return Err(other("it was booted another time"));
+        }
+        let (before, after) = (time(&early)?, time(late)?);
+        let before_late_ns = after.checked_sub(before).filter(|&ns| ns > 0);
+        let before_late_ns = before_late_ns.ok_or_else(|| {
+            format!(
+                "{name}: was taken {before} ns after the guest's start, and the late core {after} ns; expected the older one with --early"
+            )
+        })?;
+        let regions = early.image.memory.regions().iter();
+        let has: Vec<Extent> = regions.map(|r| Extent::new(r.start.0, r.len)).collect();
+        let mut lacks = Vec::new();
+        for extent in memory {
+            let end = extent.gpa.saturating_add(extent.bytes);
+            let mut at = extent.gpa;
+            for part in &has {
+                let part_end = part.gpa.saturating_add(part.bytes);
+                if part_end <= at || part.gpa >= end {
+                    continue;
+                }
+                if part.gpa > at {
+                    lacks.push(Extent::new(at, part.gpa - at));
+                }
+                at = part_end;
+            }
+            if at < end {
+                lacks.push(Extent::new(at, end - at));
+            }
+        }
+        Ok(Self {
+            image: early.image,
+            before_late_ns,
+            lacks,
+        })
+    }
+
+    fn manifest(&self, late: &Manifest) -> Manifest {
+        let lacks = self.lacks.iter().map(|extent| MemoryRegion {
+            gpa: extent.gpa,
+            bytes: extent.bytes,
+            kind: MemoryKind::NotCaptured,
+            reason: Some("the early core does not hold it".into()),
+        });
+        Manifest {
+            tool: late.tool.clone(),
+            source: late.source.clone(),
+            kernel_release: late.kernel_release.clone(),
+            cpus: u32::try_from(self.image.vcpus.len()).unwrap_or(0),
+            memory: lacks.collect(),
+            degraded: self.image.warnings.clone(),
+            ..Manifest::default()
+        }
+    }
 }
 
 /// A bar on a terminal, nothing in a pipe.

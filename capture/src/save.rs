@@ -18,9 +18,9 @@ use scx_postmortem_analyze::exclude::{self, Rules};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::Image;
 use scx_postmortem_format::capture::{
-    AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Excluded, Existing, Manifest, MissingItem, Note,
-    Run, SourceInfo, Summary, ToolInfo, Trigger, WriteError, WriteOptions, WriteProgress,
-    note_types, write_capture,
+    Abandoned, AtomicFile, CaptureSpec, EarlyInfo, EarlySpec, Excluded, Existing, Manifest,
+    MissingItem, Note, Run, SourceInfo, Summary, ToolInfo, Trigger, WriteError, WriteOptions,
+    WriteProgress, note_types, write_capture,
 };
 use scx_postmortem_format::report::{
     SNAPSHOT_TAG_EARLY_DEGRADED, SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED,
@@ -201,17 +201,29 @@ fn trigger(snapshot: &Snapshot) -> Trigger {
 fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
     let (kind, detail) = &guest.machine;
     let mut degraded = Vec::new();
+    let mut abandoned = None;
     if snapshot.is_degraded() {
-        let prefix = if snapshot.fired.kind == "lost" {
-            reasons::REASON_DEGRADED_KILL_DURING_RENDEZVOUS
+        let (cause, prefix) = if snapshot.fired.kind == "lost" {
+            ("killed", reasons::REASON_DEGRADED_KILL_DURING_RENDEZVOUS)
         } else {
-            reasons::REASON_DEGRADED_RENDEZVOUS_TIMEOUT
+            ("timeout", reasons::REASON_DEGRADED_RENDEZVOUS_TIMEOUT)
         };
         let total = usize::try_from(guest.vcpus).unwrap_or(usize::MAX);
         let elapsed = u64::try_from(snapshot.freeze.as_millis()).unwrap_or(u64::MAX);
         let parked = snapshot.frozen.vcpus.len();
         degraded.push(reasons::degraded(prefix, elapsed, parked, total));
         degraded.extend(snapshot.frozen.faults.iter().cloned());
+        abandoned = Some(Abandoned {
+            cause: cause.into(),
+            elapsed_ms: elapsed,
+            watchpoint_hit: snapshot.fired.watchpoint_hit,
+            bss_latch_state: snapshot.fired.latch.map(|latch| latch.as_str().into()),
+            exit_kind: snapshot
+                .fired
+                .exit_kind
+                .and_then(|kind| u32::try_from(kind).ok()),
+            ..Abandoned::default()
+        });
     }
     let missing = guest.kernel.is_none().then(|| MissingItem {
         what: "kernel".into(),
@@ -233,6 +245,7 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
         trigger: Some(trigger(snapshot)),
         timings: Some(snapshot.timings.clone()),
         degraded,
+        abandoned,
         missing: missing.into_iter().collect(),
         ..Manifest::default()
     }

@@ -304,3 +304,84 @@ fn what_cannot_be_excluded_is_refused() {
     );
     assert_eq!(names(dir.path()), ["core.elf"]);
 }
+
+#[test]
+fn an_early_core_must_be_an_older_one_of_the_same_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let output = dir.path().join("x.core.zst");
+    let refused = |early: &Path, words: &str| {
+        let done = convert(&elf, &output, &["--early", early.to_str().unwrap()], "2");
+        assert_eq!(done.status.code(), Some(4));
+        let stderr = String::from_utf8(done.stderr).unwrap();
+        assert!(stderr.contains(words), "{stderr}");
+        assert!(!output.exists());
+    };
+    // The same moment is not an older one.
+    refused(&elf, "expected the older one with --early");
+    let other = dir.path().join("other.elf");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/error-7.3/guest.core.zst");
+    source::export(&path, &other, &|_, _| ()).unwrap();
+    refused(&other, "not a core of the same run of the guest");
+    refused(&shipped(), "is a capture; expected an ELF core");
+    refused(&dir.path().join("missing"), "No such file");
+}
+
+/// Where in an ELF core a guest physical address is.
+fn file_offset(elf: &[u8], gpa: u64) -> usize {
+    let number = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().unwrap());
+    let count = usize::from(u16::from_le_bytes([elf[56], elf[57]]));
+    let mut loads = (0..count)
+        .map(|i| 64 + i * 56)
+        .filter(|&at| elf[at..at + 4] == [1, 0, 0, 0]);
+    let at = loads.find(|&at| (number(at + 24)..number(at + 24) + number(at + 32)).contains(&gpa));
+    let at = at.unwrap();
+    usize::try_from(number(at + 8) + gpa - number(at + 24)).unwrap()
+}
+
+#[test]
+fn two_cores_of_one_guest_make_a_dual_capture() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    // The same guest with a clock that is 5 s behind.
+    let kernel = Kernel::find(Image::open(&elf).unwrap(), &Overrides::default()).unwrap();
+    let timekeeper = kernel.global("timekeeper_data", "struct tk_data").unwrap();
+    let seconds = timekeeper.member("timekeeper.xtime_sec").unwrap();
+    let (gpa, _) = kernel.translate(seconds.address()).unwrap();
+    let mut bytes = fs::read(&elf).unwrap();
+    let at = file_offset(&bytes, gpa.0);
+    bytes[at..at + 8].copy_from_slice(&(seconds.u64().unwrap() - 5).to_le_bytes());
+    let early = dir.path().join("early.elf");
+    fs::write(&early, bytes).unwrap();
+    let (one, two) = (
+        dir.path().join("one.core.zst"),
+        dir.path().join("two.core.zst"),
+    );
+    for (output, threads) in [(&one, "1"), (&two, "2")] {
+        let done = convert(&elf, output, &["--early", early.to_str().unwrap()], threads);
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    let bytes = fs::read(&one).unwrap();
+    assert!(
+        bytes == fs::read(&two).unwrap(),
+        "the bytes depend on the number of threads"
+    );
+    let capture = Capture::open(bytes).unwrap();
+    assert!(capture.verify(None).is_sound());
+    let info = capture.manifest().unwrap().early.clone().unwrap();
+    assert_eq!(info.before_late_ns, Some(5_000_000_000));
+    assert_eq!(capture.early().unwrap().changed_pages(), 1);
+    // The early image has registers of its own, and its own clock.
+    let early = Image::open_early(&one).unwrap();
+    assert_eq!(early.vcpus.len(), 2);
+    let early = Kernel::find(early, &Overrides::default()).unwrap();
+    let late = Kernel::find(Image::open(&one).unwrap(), &Overrides::default()).unwrap();
+    let dual = analysis::analyze_dual(&early, &late, &Options::default());
+    let diff = dual.late.postmortem.unwrap().diff.unwrap();
+    assert_eq!(diff.elapsed_ns, Some(5_000_000_000));
+    assert_eq!(diff.ran, []);
+}

@@ -1115,10 +1115,12 @@ what happened:
 damage:
   the file ends early
 
+findings: none; no rule saw anything wrong in what could be read
+
 cpus:
   cpu 0: runs *runs[9] [ext, for 1.500 ms], nr_running 4, scx flags 0x1 (ONLINE)
     held[2] -900ms
-    a\\x07[1] -9036ms on DSQ 0x7
+    a\\x07[1] -9036ms on DSQ 0x7 (user)
    *runs[9] -0ms
 
 dispatch queues:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Times scx-postmortem against what a person would otherwise run, on the same file, in one run.
 
-    tests/bench/run.py CORE.elf [--large CORE4X.elf] [--busy CORE.elf] [--drgn PYTHON] [--runs N]
+    tests/bench/run.py CORE.elf [--large CORE4X.elf] [--busy CORE.elf] [--early CORE.elf] [--drgn PYTHON] [--runs N]
 
 CORE.elf is a raw ELF core of about 512 MB (tests/guest/run.py makes one); --large is a core of
 the same guest with four times the memory, --busy one with a real scheduler. --drgn is a Python with drgn installed and adds the
@@ -64,6 +64,7 @@ def main():
     parser.add_argument("core")
     parser.add_argument("--large")
     parser.add_argument("--busy", help="a core with a scheduler that has much BPF state, such as scx_lavd")
+    parser.add_argument("--early", help="a core of the guest of CORE.elf, about 5 s older: the size of a dual capture")
     parser.add_argument("--drgn", help="a python with drgn")
     parser.add_argument("--runs", type=int, default=9)
     args = parser.parse_args()
@@ -83,6 +84,14 @@ def main():
         zstd1 = Measure("zstd -1 -T0", ["zstd", "-q", "-f", "-1", "-T0", args.core, "-o", peer])
         rounds([convert, convert1, zstd1], max(3, args.runs // 3))
         sizes = os.path.getsize(cap), os.path.getsize(peer)
+
+        dual_size = None
+        if args.early:
+            older, both = os.path.join(work, "early.core.zst"), os.path.join(work, "dual.core.zst")
+            for command in ([capture, "convert", args.early, "-o", older],
+                            [capture, "convert", "--early", args.early, args.core, "-o", both]):
+                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            dual_size = os.path.getsize(both) / (sizes[0] + os.path.getsize(older))
 
         info = Measure("analyze info", [analyze, "info", cap])
         full = Measure("analyze, full text report", [analyze, cap])
@@ -128,6 +137,8 @@ def main():
             ("convert size / zstd -1 size", sizes[0] / sizes[1], 1.03),
             ("convert wall, 2 threads / 1", med(convert.wall) / med(convert1.wall), 0.75),
         ]
+        if dual_size:
+            bars.append(("dual capture / two single ones", dual_size, 0.60))
         if large:
             bars.append(("report with 4x memory / 1x", med(large.wall) / med(full.wall), 1.2))
         if busy:

@@ -90,6 +90,8 @@ def arguments():
     parser.add_argument("--numa", type=int, default=1, metavar="NODES")
     parser.add_argument("--vmcoreinfo", action="store_true", help="give the core a VMCOREINFO note")
     parser.add_argument("--append", default=DEFAULT_APPEND, help="kernel command line (default: %(default)s)")
+    parser.add_argument("--early", type=float, metavar="SECONDS",
+                        help="with --demo stall: early.elf, another core of the guest, so long after the starvation began")
     parser.add_argument("--settle", type=int, default=4, help="seconds of load before --stop now")
     parser.add_argument("--scheduler-args", default="", help="for a real scheduler, separated by commas")
     parser.add_argument("--lean", action="store_true",
@@ -112,6 +114,8 @@ def arguments():
         parser.error(f"--demo {options.demo} can stop at: {', '.join(STOPS[options.demo])}")
     if options.scheduler_args and options.demo not in schedulers.SCHEDULERS:
         parser.error(f"--scheduler-args goes with {', '.join(schedulers.SCHEDULERS)}")
+    if options.early and (options.demo, options.stop) != ("stall", "dump"):
+        parser.error("--early goes with --demo stall --stop dump")
     if options.lean and options.demo != "maps" and options.demo not in schedulers.SCHEDULERS:
         parser.error(f"--lean goes with maps, {', '.join(schedulers.SCHEDULERS)}")
     if re.search(r"\s", options.scheduler_args):
@@ -148,10 +152,13 @@ def take_core(machine, options, recipe):
         return
     table = machine.host.files["kallsyms_some"].decode()
     address, symbol = find_symbol(table, STOP_SYMBOL[options.stop])
+    if options.early:
+        take_early_core(machine, options, recipe)
     gdb = machine.attach_debugger()
     gdb.breakpoint(address)
     gdb.resume()
-    machine.host.send("GO")
+    if not options.early:
+        machine.host.send("GO")
     registers = machine.wait_breakpoint(address)
     gdb.breakpoint(address, add=False)
     stops = [{"symbol": symbol, "address": f"{address:#x}"}]
@@ -178,6 +185,21 @@ def take_core(machine, options, recipe):
     state = options.out / "truth/stop/scx_state_at_end"
     if options.demo in schedulers.SCHEDULERS and state.read_text().strip() != "enabled":
         raise EmulatorError("the scheduler's watchdog struck while the truth was being saved: this machine is too busy")
+
+
+def take_early_core(machine, options, recipe):
+    """A core of the guest some seconds after tasks began to starve; it runs on afterwards."""
+    machine.host.send("GO")
+    while "starvation starts" not in machine.console.read_text("utf-8", "replace"):
+        machine.left()
+        machine.check()
+        time.sleep(0.2)
+    time.sleep(options.early)
+    machine.check()
+    machine.qmp.ask("stop")
+    machine.dump(options.out / "early.elf")
+    machine.qmp.ask("cont")
+    recipe["early_seconds"] = options.early
 
 
 def unpack_truth(parts, directory):

@@ -77,7 +77,10 @@ def main():
                     core = work / "core.elf"
                     run([analyze, "export", file, "-o", core])
                 whole, small, pages = ours(capture, analyze, core, work)
-                counts, size, warned = makedumpfile(command, core, work)
+                # QEMU's cores lack the note that makedumpfile must have; a capture brings it.
+                noted = work / "noted.elf"
+                run([analyze, "export", work / "whole.core.zst", "-o", noted])
+                counts, size, warned = makedumpfile(command, noted, work)
                 name = file.parent.name
                 cache = counts["Non-private cache pages"] + counts["Private cache pages"]
                 print(f"| {name} | {whole / 1e6:.1f} MB | {small / 1e6:.1f} MB | {small / whole:.2f} | {size / 1e6:.1f} MB"

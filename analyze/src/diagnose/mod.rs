@@ -101,11 +101,12 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 15] = [
+const RULES: [(&str, Rule); 16] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
     ("arena-exhausted", arena_full::find),
     ("queue-never-consumed", queue::never_consumed),
+    ("queue-untouched", queue::untouched),
     ("real-time-hog", realtime::find),
     ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use scx_postmortem_format::report::{DsqInfo, StarvedTask};
+use scx_postmortem_format::report::{DsqChange, DsqInfo, StarvedTask};
 
 use super::{Case, Confidence, Draft, dsq_of, listed, name, realtime, waited};
 
@@ -44,6 +44,70 @@ fn who(queue: &Waiting<'_>) -> String {
     format!("{} waited up to {}", listed(&names), waited(longest))
 }
 
+/// What went on in a queue since the early image of a dual capture.
+fn since<'r>(case: &Case<'r>, queue: &Waiting<'_>) -> Option<Since<'r>> {
+    let diff = case.report.diff.as_deref()?;
+    let mut changes = diff.dsqs.iter().enumerate();
+    let (index, change) = changes
+        .find(|(_, change)| change.dsq_kva == queue.dsq.dsq_kva && change.id == queue.dsq.id)?;
+    Some(Since {
+        index,
+        change,
+        elapsed_ms: diff.elapsed_ns? / 1_000_000,
+    })
+}
+
+struct Since<'r> {
+    index: usize,
+    change: &'r DsqChange,
+    elapsed_ms: u64,
+}
+
+impl Since<'_> {
+    /// Whether there was something to take all the while, and nobody took any of it.
+    fn untouched(&self) -> bool {
+        self.change.taken_out == Some(0) && self.change.early_nr.is_some_and(|nr| nr > 0)
+    }
+
+    fn rests_on(&self, draft: Draft) -> Draft {
+        let path = format!("diff/dsqs/{}", self.index);
+        let mut draft = draft;
+        for (member, value) in [
+            ("early_nr", self.change.early_nr),
+            ("late_nr", self.change.late_nr),
+            ("taken_out", self.change.taken_out),
+        ] {
+            if let Some(value) = value {
+                draft = draft.rests_on(format_args!("{path}/{member}"), value);
+            }
+        }
+        draft
+    }
+}
+
+/// A queue that was served once, and from which nothing was taken between the two images.
+pub(super) fn untouched(case: &Case<'_>) -> Vec<Draft> {
+    let queues = waiting(case).into_iter();
+    queues
+        .filter(|queue| queue.dsq.seq != queue.dsq.nr)
+        .filter_map(|queue| {
+            let since = since(case, &queue).filter(Since::untouched)?;
+            let (early, late) = (since.change.early_nr?, since.change.late_nr?);
+            let draft = Draft::new(
+                Confidence::Certain,
+                format!(
+                    "nothing was taken from DSQ {} in the {} between the early and the late image: it held {early} tasks then and {late} now; {}",
+                    queue.dsq.id,
+                    waited(since.elapsed_ms),
+                    who(&queue)
+                ),
+            )
+            .advice("look at why ops.dispatch() stopped to move tasks from this queue, with scx_bpf_dsq_move_to_local(), on the CPUs that its tasks may use");
+            Some(with_tasks(since.rests_on(draft), &queue))
+        })
+        .collect()
+}
+
 pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
     let queues = waiting(case).into_iter();
     queues
@@ -64,6 +128,10 @@ pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
             .advice("make ops.dispatch() move tasks from this queue, with scx_bpf_dsq_move_to_local(), on the CPUs that its tasks may use")
             .rests_on(format_args!("dsqs/{}/nr", queue.index), queue.dsq.nr)
             .rests_on(format_args!("dsqs/{}/seq", queue.index), queue.dsq.seq);
+            let draft = match since(case, &queue).filter(Since::untouched) {
+                Some(since) => since.rests_on(draft),
+                None => draft,
+            };
             with_tasks(draft, &queue)
         })
         .collect()
@@ -73,6 +141,8 @@ pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
     let queues = waiting(case).into_iter();
     queues
         .filter(|queue| queue.dsq.seq != queue.dsq.nr)
+        // With an early image it is known whether it stopped.
+        .filter(|queue| since(case, queue).is_none())
         // The first in the queue starves: nobody takes from it. Others may be behind it by order.
         .filter(|queue| {
             let mut tasks = queue.tasks.iter().map(|(_, task)| task);

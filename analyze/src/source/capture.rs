@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use scx_postmortem_format::capture::{
-    Absence, Capture, Excluded, ExcludedPages, LEFT_OUT, MemoryKind, MemoryRegion, NoteEntry,
-    OpenError as FormatError, ReadError, Rule, note_types,
+    Absence, Capture, Excluded, ExcludedPages, LEFT_OUT, Manifest, MemoryKind, MemoryRegion,
+    NoteEntry, OpenError as FormatError, ReadError, Rule, note_types,
 };
 
 use super::elf::{Note, NoteFacts};
@@ -14,6 +14,8 @@ use crate::addr::Gpa;
 use crate::bytes::{to_u64, to_usize};
 use crate::error::{Error, OpenError};
 
+/// What to know about the memory of a capture that was given up.
+const TORN: &str = "the capture was given up before all of the guest stood still: memory is as it was at that moment and may be torn, so that what is read from it may not fit together";
 /// A note of one vCPU, or VMCOREINFO, longer than this is not looked at.
 const NOTE_LIMIT: u64 = 1 << 14;
 /// `MSR_IA32_TSC`.
@@ -29,13 +31,21 @@ const MAX_NOTES: usize = 20_000;
 pub(super) struct CaptureMemory {
     capture: Capture<FileBytes>,
     regions: Vec<Region>,
+    /// Whether to read the early image of a dual capture.
+    early: bool,
     /// Frames that reads found corrupt: where they begin in the file, and what is wrong.
     corrupt: Mutex<BTreeMap<u64, (u64, &'static str)>>,
 }
 
 impl PhysicalMemory for CaptureMemory {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
-        self.capture.read_physical(gpa.0, buf).map_err(|e| match e {
+        let read = if self.early {
+            let early = self.capture.early();
+            early.and_then(|early| early.read_physical(gpa.0, buf))
+        } else {
+            self.capture.read_physical(gpa.0, buf)
+        };
+        read.map_err(|e| match e {
             ReadError::Hole { gpa } => Error::Hole(Gpa(gpa)),
             ReadError::NotCaptured {
                 gpa,
@@ -91,8 +101,53 @@ pub(super) fn container(bytes: FileBytes, path: &str) -> Result<Capture<FileByte
     })
 }
 
+/// Opens the image that other tools see, in a dual capture the late one.
 pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
+    Ok(image(container(bytes, path)?, None))
+}
+
+/// Opens the early image of a dual capture.
+pub(super) fn open_early(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
     let capture = container(bytes, path)?;
+    if !capture.preamble().dual {
+        return Err(OpenError::NoUse {
+            path: path.to_owned(),
+            why: "this capture holds one image; expected a dual one, with an early and a late image",
+        });
+    }
+    let half = capture.early().map(|early| Half {
+        manifest: early.manifest().cloned().map_err(Clone::clone),
+        notes: early.notes().to_vec(),
+        notes_fault: early.notes_fault().map(ToString::to_string),
+    });
+    let half = half.map_err(|cause| OpenError::Capture {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    })?;
+    Ok(image(capture, Some(half)))
+}
+
+/// What the early image of a dual capture has of its own.
+struct Half {
+    manifest: Result<Manifest, ReadError>,
+    notes: Vec<NoteEntry>,
+    notes_fault: Option<String>,
+}
+
+fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
+    let is_early = half.is_some();
+    let half = half.unwrap_or_else(|| Half {
+        manifest: capture.manifest().cloned().map_err(Clone::clone),
+        notes: capture.notes().to_vec(),
+        notes_fault: capture.notes_fault().map(ToString::to_string),
+    });
+    let read_note = |entry: &NoteEntry| {
+        if is_early {
+            capture.early()?.read_note(entry, NOTE_LIMIT)
+        } else {
+            capture.read_note(entry, NOTE_LIMIT)
+        }
+    };
     let mut warnings = Vec::new();
     if let Some(recovered) = capture.recovered() {
         let how = match recovered.missing_bytes {
@@ -101,15 +156,18 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         };
         warnings.push(format!("the capture {how}: {recovered}"));
     }
-    if let Some(fault) = capture.notes_fault() {
+    if let Some(fault) = &half.notes_fault {
         warnings.push(format!("the notes are incomplete: {fault}"));
     }
     let mut trigger = None;
     let mut chosen = Vec::new();
-    match capture.manifest() {
+    match &half.manifest {
         Ok(manifest) => {
             let degraded = manifest.degraded.iter().take(MAX_SENTENCES);
             warnings.extend(degraded.map(|why| format!("degraded: {why}")));
+            if manifest.abandoned.is_some() {
+                warnings.push(TORN.to_owned());
+            }
             for sentence in not_captured(&manifest.memory) {
                 match sentence {
                     (true, left_out) => chosen.push(left_out),
@@ -122,13 +180,13 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         Err(fault) => warnings.push(format!("the manifest cannot be read: {fault}")),
     }
     let mut facts = NoteFacts::default();
-    for entry in capture
-        .notes()
+    for entry in half
+        .notes
         .iter()
         .filter(|n| n.name != "SCXPM")
         .take(MAX_NOTES)
     {
-        match capture.read_note(entry, NOTE_LIMIT) {
+        match read_note(entry) {
             Ok(desc) => facts.add(&Note {
                 name: entry.name.as_bytes(),
                 kind: entry.kind,
@@ -137,16 +195,24 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
             Err(fault) => warnings.push(format!("a {} note cannot be read: {fault}", entry.name)),
         }
     }
-    match capture.vcpu_states() {
-        Ok(states) => {
-            for state in states {
-                let vcpu = facts.vcpus.get_mut(to_usize(u64::from(state.vcpu)));
-                if let Some(Some(regs)) = vcpu {
-                    regs.tsc = state.msr(MSR_TSC);
-                }
-            }
+    if is_early && facts.vmcoreinfo.is_none() {
+        // The same kernel: its description does not change.
+        facts.vmcoreinfo = capture.vmcoreinfo().ok().flatten();
+    }
+    let vcpu_states = if is_early {
+        capture.early().and_then(|early| early.vcpu_states())
+    } else {
+        capture.vcpu_states()
+    };
+    let vcpu_states = vcpu_states.unwrap_or_else(|fault| {
+        warnings.push(format!("the states of the vCPUs cannot be read: {fault}"));
+        Vec::new()
+    });
+    for state in &vcpu_states {
+        let vcpu = facts.vcpus.get_mut(to_usize(u64::from(state.vcpu)));
+        if let Some(Some(regs)) = vcpu {
+            regs.tsc = state.msr(MSR_TSC);
         }
-        Err(fault) => warnings.push(format!("the vCPUs' full state cannot be read: {fault}")),
     }
     let btf = capture.btf().unwrap_or_else(|fault| {
         warnings.push(format!("the BTF note cannot be read: {fault}"));
@@ -156,7 +222,8 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         warnings.push(format!("the note of the monitor cannot be read: {fault}"));
         None
     });
-    let early = capture.preamble().dual
+    let early = !is_early
+        && capture.preamble().dual
         && capture
             .early()
             .map_err(|fault| warnings.push(format!("the early image cannot be read: {fault}")))
@@ -171,16 +238,19 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         .filter(|r| r.len > 0)
         .collect();
     regions.sort_by_key(|r| r.start);
+    if let (true, Ok(manifest)) = (is_early, &half.manifest) {
+        regions = without(&regions, &manifest.memory);
+    }
     let excluded = capture.excluded().cloned().unwrap_or_else(|fault| {
         warnings.push(fault.to_string());
         Excluded::default()
     });
-    let capture_manifest = capture.manifest().ok().cloned();
-    Ok(Image {
+    Image {
         kind: ImageKind::Capture,
         memory: Box::new(CaptureMemory {
             capture,
             regions,
+            early: is_early,
             corrupt: Mutex::default(),
         }),
         vcpus: facts.vcpus,
@@ -190,12 +260,50 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         btf,
         timeline,
         early,
-        manifest: capture_manifest,
+        manifest: half.manifest.ok(),
+        vcpu_states,
         left_out: chosen,
         excluded,
         trigger,
         warnings,
-    })
+    }
+}
+
+/// The parts of `regions` that the early image has.
+fn without(regions: &[Region], memory: &[MemoryRegion]) -> Vec<Region> {
+    let absent = memory.iter().filter(|r| r.kind == MemoryKind::NotCaptured);
+    let mut absent: Vec<(u64, u64)> = absent
+        .map(|r| (r.gpa, r.gpa.saturating_add(r.bytes)))
+        .collect();
+    absent.sort_unstable();
+    let mut left = Vec::new();
+    for region in regions {
+        let mut at = region.start.0;
+        let end = region.end().0;
+        let from = absent
+            .partition_point(|&(start, _)| start < at)
+            .saturating_sub(1);
+        for &(start, stop) in absent
+            .iter()
+            .skip(from)
+            .take_while(|(start, _)| *start < end)
+        {
+            if start > at {
+                left.push(Region {
+                    start: Gpa(at),
+                    len: start - at,
+                });
+            }
+            at = at.max(stop);
+        }
+        if at < end {
+            left.push(Region {
+                start: Gpa(at),
+                len: end - at,
+            });
+        }
+    }
+    left
 }
 
 /// A sentence for each reason for which memory was not captured: a core without its free pages

@@ -308,6 +308,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         timeline: None,
         early: false,
         manifest: None,
+        vcpu_states: Vec::new(),
         left_out: Vec::new(),
         excluded: Excluded::default(),
         trigger: None,

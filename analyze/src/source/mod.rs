@@ -21,7 +21,7 @@ pub use self::inspect::{
 };
 pub use self::map::FileBytes;
 pub use self::regs::VcpuRegs;
-use scx_postmortem_format::capture::{Excluded, Manifest};
+use scx_postmortem_format::capture::{Excluded, Manifest, VcpuState};
 
 use crate::addr::Gpa;
 use crate::error::{Error, OpenError};
@@ -127,6 +127,8 @@ pub struct Image {
     pub early: bool,
     /// The manifest of a capture.
     pub manifest: Option<Manifest>,
+    /// The full state of each vCPU that stopped, where a capture has it.
+    pub vcpu_states: Vec<VcpuState>,
     /// Memory that was left out on purpose, and by which rule. Each a sentence.
     pub left_out: Vec<String>,
     /// The pages that were left out by what the guest's kernel said they were.
@@ -167,6 +169,22 @@ impl Image {
         capture::open(bytes, &name)
     }
 
+    /// Opens the early image of a dual capture.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the file cannot be read or holds no early image.
+    pub fn open_early(path: &Path) -> Result<Self, OpenError> {
+        let bytes = FileBytes::open(path)?;
+        let name = path.display().to_string();
+        if bytes.is_empty() || bytes.starts_with(b"\x7fELF") {
+            return Err(OpenError::NoUse {
+                path: name,
+                why: "this is no capture; expected a dual one, with an early and a late image",
+            });
+        }
+        capture::open_early(bytes, &name)
+    }
+
     /// A guest that runs: its memory, and VMCOREINFO as it was found there. What is read can be
     /// torn.
     #[must_use]
@@ -182,6 +200,7 @@ impl Image {
             timeline: None,
             early: false,
             manifest: None,
+            vcpu_states: Vec::new(),
             left_out: Vec::new(),
             excluded: Excluded::default(),
             trigger: None,

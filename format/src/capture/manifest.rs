@@ -41,6 +41,10 @@ pub struct Manifest {
     /// memory that was copied while the guest ran. Empty for a sound capture.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub degraded: Vec<String>,
+    /// Set when the capture was given up: not every vCPU stopped, and memory is what there was at
+    /// that moment. The analysis then makes a degraded report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub abandoned: Option<Abandoned>,
     /// What could not be included, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingItem>,
@@ -159,6 +163,27 @@ pub struct Timings {
     /// The part of the pause that copied memory, nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copy_ns: Option<u64>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// How a capture was given up.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Abandoned {
+    /// Why: `timeout` (not every vCPU stopped in time), `killed` (the run was ended meanwhile).
+    pub cause: String,
+    /// Milliseconds from the start of the capture until it was given up.
+    pub elapsed_ms: u64,
+    /// Whether the hardware watchpoint on the scheduler's exit kind had fired.
+    pub watchpoint_hit: bool,
+    /// State of the probe program's latch, as reports name it. Absent: nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bss_latch_state: Option<String>,
+    /// `scx_sched.exit_kind` at that moment. Absent: it was not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_kind: Option<u32>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Extra,

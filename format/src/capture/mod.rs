@@ -32,7 +32,7 @@ pub use self::elf::Segment;
 pub use self::error::{Absence, ExportError, OpenError, ReadError, WriteError};
 pub use self::exclude::{Excluded, Rule, Run};
 pub use self::manifest::{
-    EarlyInfo, ExcludedPages, LEFT_OUT, Manifest, MemoryKind, MemoryRegion, MissingItem,
+    Abandoned, EarlyInfo, ExcludedPages, LEFT_OUT, Manifest, MemoryKind, MemoryRegion, MissingItem,
     SourceInfo, Timings, ToolInfo, Trigger,
 };
 pub use self::note::{Note, NoteEntry, note_types};

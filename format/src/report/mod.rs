@@ -19,6 +19,7 @@ mod bpf_objects;
 mod cpu;
 mod cpu_state;
 mod deferred;
+mod diff;
 mod dsq_name;
 mod dump;
 mod findings;
@@ -55,6 +56,7 @@ pub use cpu::{
 };
 pub use cpu_state::*;
 pub use deferred::*;
+pub use diff::*;
 pub use dsq_name::DsqName;
 pub use dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, GuestSetupFailureContext,

@@ -12,6 +12,7 @@ use super::cpu_state::{
     ClassCounts, CpuContext, CpuIdle, CpuThrottling, CpuTick, CpuTopology, ScxIdleBits, SoftLockup,
 };
 use super::deferred::{TimerInfo, WorkqueueInfo};
+use super::diff::EarlyLateDiff;
 use super::findings::Finding;
 use super::hex::Hex;
 use super::history::History;
@@ -40,6 +41,10 @@ pub struct PostmortemReport {
     /// Why it happened, as far as rules can tell: the first is the verdict.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
+    /// What changed since the early image, and what stood still. Only in the late report of a dual
+    /// one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diff: Option<Box<EarlyLateDiff>>,
     /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

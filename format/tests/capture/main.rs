@@ -9,5 +9,6 @@
 mod atomic;
 mod damage;
 mod dual;
+mod exclude;
 mod guest;
 mod roundtrip;

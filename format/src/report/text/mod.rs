@@ -12,6 +12,7 @@ mod bpf_objects;
 mod card;
 mod cpus;
 mod deferred;
+mod diff;
 mod escape;
 mod history;
 mod kernel_side;
@@ -42,28 +43,36 @@ pub fn brief_report(report: &FailureDumpReportAny) -> String {
     }
 }
 
+/// Appends what the analysis found in one capture.
+fn block(text: &mut String, title: &str, report: &FailureDumpReport) {
+    if let Some(postmortem) = &report.postmortem {
+        if !title.is_empty() {
+            text.push_str(title);
+            text.push_str("\n\n");
+        }
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{}\n\n", postmortem.text(Some(report)));
+    }
+}
+
 /// The whole text of a report: what the analysis found (`postmortem`, of the early capture and of
 /// the late one where there are two), then the text of the shared format, then the kernel's log.
 /// It ends in a newline.
 pub fn text_report(report: &FailureDumpReportAny) -> String {
     let mut text = String::new();
-    let mut block = |title: &str, report: &FailureDumpReport| {
-        if let Some(postmortem) = &report.postmortem {
-            if !title.is_empty() {
-                text.push_str(title);
+    match report {
+        FailureDumpReportAny::Single(report) => block(&mut text, "", report),
+        FailureDumpReportAny::Dual(report) => {
+            let own = report.late.postmortem.as_ref();
+            if let Some(diff) = own.and_then(|own| own.diff.as_deref()) {
+                text.push_str("=== from the early to the late capture ===\n\n");
+                text.push_str(&diff::text(diff));
                 text.push_str("\n\n");
             }
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{}\n\n", postmortem.text(Some(report)));
-        }
-    };
-    match report {
-        FailureDumpReportAny::Single(report) => block("", report),
-        FailureDumpReportAny::Dual(report) => {
             // The late capture holds the failure; the early one explains it.
-            block("=== late capture ===", &report.late);
+            block(&mut text, "=== late capture ===", &report.late);
             if let Some(early) = &report.early {
-                block("=== early capture ===", early);
+                block(&mut text, "=== early capture ===", early);
             }
         }
         FailureDumpReportAny::Degraded(_) => {}

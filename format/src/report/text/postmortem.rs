@@ -95,7 +95,7 @@ fn joined(sections: &[String]) -> String {
 }
 
 /// A heading and its indented lines, if there are any.
-fn section(heading: &str, lines: Option<Vec<String>>) -> String {
+pub(super) fn section(heading: &str, lines: Option<Vec<String>>) -> String {
     match lines {
         Some(lines) if !lines.is_empty() => {
             let lines = lines.iter().map(|line| format!("\n  {}", line.trim_end()));
