@@ -169,6 +169,10 @@ impl PostmortemReport {
             lines.extend(advice.map(|advice| format!("   → {}", Escaped(advice))));
         }
         if lines.is_empty() {
+            // A block that says nothing of what happened was made without the rules.
+            if self.headline.is_empty() {
+                return String::new();
+            }
             // What is not there for this kernel hides nothing.
             let mut missing = self.unavailable.iter().map(|missing| missing.code);
             let hidden = missing.any(|code| code != UnavailableCode::NotApplicable);
