@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -116,24 +117,40 @@ def emulators(parent=None):
 
 
 def run(command, during=None, timeout=240):
-    """Runs `capture`; `during` gets the process, and its emulator once there is one."""
-    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """Runs `capture`; `during` gets the process, its emulator, and a way to wait for a text on the guest's console."""
+    if during:
+        command = [*command, "--show-console"]
+    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace")
+    said, words = [], []
+    readers = [threading.Thread(target=lambda pipe, into: into.extend(pipe), args=pair, daemon=True)
+               for pair in ((child.stderr, said), (child.stdout, words))]
+    for reader in readers:
+        reader.start()
+
+    def until(text, limit=60):
+        deadline = time.time() + limit
+        while not any(text in line for line in list(said)):
+            if time.time() > deadline or child.poll() is not None:
+                raise Failed(f"the guest never said {text!r}: {''.join(said)[-400:]}")
+            time.sleep(0.05)
+
     try:
-        own = []
-        if during:
-            deadline = time.time() + 30
-            while not own and time.time() < deadline and child.poll() is None:
-                own = emulators(child.pid)
-                time.sleep(0.05)
-            check(own or child.poll() is not None, "no emulator was started")
-            during(child, own)
-        else:
-            time.sleep(1)
+        own, deadline = [], time.time() + 30
+        while not own and time.time() < deadline and child.poll() is None:
             own = emulators(child.pid)
-        out, err = child.communicate(timeout=timeout)
+            time.sleep(0.05)
+        if during:
+            check(own, f"no emulator was started: {''.join(said)}")
+            during(child, own, until)
+        child.wait(timeout=timeout)
     except subprocess.TimeoutExpired:
-        child.kill()
         raise Failed(f"capture did not end in {timeout} s") from None
+    finally:
+        child.kill()
+        child.wait()
+    for reader in readers:
+        reader.join(5)
+    out, err = "".join(words), "".join(said)
     for _ in range(20):
         left = [pid for pid in own if pathlib.Path(f"/proc/{pid}").exists()]
         if not left:
@@ -204,7 +221,7 @@ def case_dual(rig, kernel):
     dual = report(output)
     check(dual["schema"] == "dual" and dual.get("early"), f"a {dual['schema']} report")
     names_the_stall(dual["late"])
-    queues = [q for q in dual["late"]["dsq_states"] if q["dsq_id"] == 0xDEAD5]
+    queues = [q for q in dual["late"]["dsq_states"] if q["id"] == 0xDEAD5]
     check(queues and queues[0]["nr"] == 5, f"the late image shows {queues}")
     pause = said["early"]["timings"]["pause_ns"] / 1e6
     rate = early["copied_bytes"] / said["early"]["timings"]["copy_ns"]
@@ -242,8 +259,9 @@ def case_unparked(rig, kernel):
 
 
 def case_kill(rig, kernel):
-    def kill(_, own):
-        time.sleep(14)
+    def kill(_, own, until):
+        until('" enabled')
+        time.sleep(4)
         os.kill(own[0], signal.SIGKILL)
 
     command, output = rig.command("stall", kernel, "kill")
@@ -258,8 +276,9 @@ def case_kill(rig, kernel):
 
 def case_hang(rig, kernel):
     """An emulator that does not answer any more, asked for a capture."""
-    def stop(child, own):
-        time.sleep(12)
+    def stop(child, own, until):
+        until('" enabled')
+        time.sleep(3)
         os.kill(own[0], signal.SIGSTOP)
         time.sleep(0.5)
         child.send_signal(signal.SIGUSR1)
@@ -315,7 +334,7 @@ def case_sigterm(rig, kernel, count):
     for index in range(count):
         at = choice.uniform(0.2, 24)
 
-        def end(child, _, at=at):
+        def end(child, _, __, at=at):
             time.sleep(at)
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
@@ -406,7 +425,7 @@ def case_attach(rig, kernel):
             check(done.returncode == 0, f"{how}: exit {done.returncode}: {done.stderr}")
             whole(output)
             single = report(output)
-            check(single["postmortem"]["scheduler"]["name"] == "demo_healthy", f"{how}: {single['postmortem']['headline']}")
+            check(single["postmortem"]["scheduler"]["ops_name"] == "demo_healthy", f"{how}: {single['postmortem']['headline']}")
             qmp = Qmp(socket, time.time() + 10)
             status = qmp.ask("query-status")
             check(status["running"], f"{how}: the guest is {status}")
@@ -437,7 +456,7 @@ def case_lavd(rig, kernel):
     code, _, err = run(command, timeout=320)
     check(code == 0, f"exit {code}: {err}")
     single = report(output)
-    check("lavd" in single["postmortem"]["scheduler"]["name"], f"{single['postmortem']['headline']}")
+    check("lavd" in single["postmortem"]["scheduler"]["ops_name"], f"{single['postmortem']['headline']}")
     return f"{single['postmortem']['scheduler']['name']}, {output.stat().st_size >> 20} MiB"
 
 
@@ -493,8 +512,8 @@ def main():
                     text = case(rig)
                     print(f"ok      {name} ({time.time() - start:.0f} s): {text}", flush=True)
                     break
-                except (Failed, PackageError, subprocess.TimeoutExpired) as error:
-                    print(f"FAILED  {name}, attempt {attempt}: {error}", flush=True)
+                except (Failed, PackageError, subprocess.TimeoutExpired, LookupError) as error:
+                    print(f"FAILED  {name}, attempt {attempt}: {error!r}", flush=True)
             else:
                 bad += 1
     finally:
