@@ -105,7 +105,8 @@ pub(crate) struct RunArgs {
 /// What is in a guest.
 #[derive(Args)]
 pub(crate) struct GuestArgs {
-    /// The guest's kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry.
+    /// The guest's kernel: a bzImage (vmlinuz), a vmlinux with a PVH entry, or the Debian or RPM
+    /// package of a kernel.
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
     /// The scheduler: a command line, whose program goes into the guest with its libraries, or a
@@ -120,6 +121,10 @@ pub(crate) struct GuestArgs {
     /// libraries.
     #[arg(long = "file", value_name = "FILE[:GUEST]", requires = "scheduler")]
     pub(crate) files: Vec<String>,
+    /// A kernel module to load first, with what it depends on: a name, looked for in the kernel's
+    /// package and below /lib/modules, or a file. May be given several times.
+    #[arg(long = "module", value_name = "NAME", requires = "scheduler")]
+    pub(crate) modules: Vec<String>,
     /// Load the probe program before the scheduler: it takes a copy of the scheduler's state at the
     /// instant of an error exit, and counts what else reports show of it.
     #[arg(long, requires = "scheduler")]

@@ -18,7 +18,7 @@ use signal_hook::flag;
 use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs, WhenArgs};
 use crate::convert::progress_bar;
 use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
-use crate::guest::{self, Wanted};
+use crate::guest::{self, KernelFile, Wanted};
 use crate::machine::Machine;
 use crate::machine::qemu::{Config, Qemu};
 use crate::save::{self, Guest, Saved, Target};
@@ -95,22 +95,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
 
     let directory =
         tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
+    let kernel = kernel(&args.guest, directory.path())?;
     let initrd = match &args.initrd {
         Some(own) => own.clone(),
         None => {
             let path = directory.path().join("initrd");
-            let bytes = initramfs(&args.guest).map_err(failure(LOST))?;
+            let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
             std::fs::write(&path, bytes)
                 .map_err(|e| failure(LOST)(format!("{}: {e}", path.display())))?;
             path
         }
     };
-    if !args.guest.kernel.is_file() {
-        let kernel = args.guest.kernel.display();
-        return Err(failure(LOST)(format!(
-            "{kernel}: no such file; expected a kernel image"
-        )));
-    }
     let config = Config {
         program: guest::program(&args.qemu, None).map_err(|e| {
             failure(LOST)(format!(
@@ -121,7 +116,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         cpu: args.cpu.clone(),
         vcpus: args.cpus,
         memory_bytes: args.memory,
-        kernel: args.guest.kernel.clone(),
+        kernel: kernel.image.clone(),
         initrd,
         append: format!("{APPEND} {}", args.append),
         unparked: args.unparked,
@@ -142,10 +137,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     )
 }
 
+fn kernel(args: &GuestArgs, directory: &Path) -> Result<KernelFile, Failure> {
+    let config = args.kernel_config.as_deref();
+    KernelFile::open(&args.kernel, config, !args.modules.is_empty(), directory)
+        .map_err(failure(LOST))
+}
+
 /// Writes an initramfs.
 pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
     may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
-    let bytes = initramfs(&args.guest).map_err(failure(LOST))?;
+    let directory =
+        tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
+    let kernel = kernel(&args.guest, directory.path())?;
+    let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
     let existing = if args.force {
         Existing::Replace
     } else {
@@ -243,24 +247,18 @@ fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
     Ok(triggers)
 }
 
-fn initramfs(args: &GuestArgs) -> Result<Vec<u8>, String> {
+fn initramfs(args: &GuestArgs, kernel: &KernelFile) -> Result<Vec<u8>, String> {
     let Some(scheduler) = &args.scheduler else {
         return Err("--scheduler is missing: the program, or the BPF object, to run".into());
     };
-    let kernel = std::fs::read(&args.kernel)
-        .map_err(|e| format!("{}: {e}; expected a kernel image", args.kernel.display()))?;
-    let release = guest::release_of(&kernel);
-    let beside = release
-        .as_ref()
-        .and_then(|release| guest::config_beside(&args.kernel, release));
-    let config = args.kernel_config.clone().or(beside);
     let wanted = Wanted {
         scheduler,
         workloads: &args.workload,
         files: &args.files,
         root: args.sysroot.as_deref(),
         probe: args.probe,
-        config: config.as_deref().zip(release.as_deref()),
+        modules: &args.modules,
+        kernel,
     };
     guest::initramfs(&wanted)
 }

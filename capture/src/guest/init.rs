@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
-use rustix::system::{RebootCommand, reboot};
+use rustix::system::{RebootCommand, finit_module, reboot};
 
 use super::{PLAN, Plan, probe};
 
@@ -138,6 +138,15 @@ fn reap(watched: &mut [Running]) {
 fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
     if !Path::new("/sys/kernel/sched_ext").exists() {
         return Err("this kernel has no sched_ext".into());
+    }
+    for module in &plan.modules {
+        let loaded = File::open(module).and_then(|file| Ok(finit_module(file, c"", 0)?));
+        // A module that is there already is as good as one that was loaded.
+        if let Err(why) = loaded
+            && why.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(format!("to load {module}: {why}"));
+        }
     }
     if plan.probe {
         host.say(&match probe::load() {

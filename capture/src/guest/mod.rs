@@ -5,6 +5,8 @@ mod bpf;
 mod cpio;
 pub(crate) mod init;
 mod libraries;
+mod modules;
+pub(crate) mod package;
 mod probe;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use self::cpio::Archive;
 pub(crate) use self::libraries::program;
+use self::package::Package;
 
 /// Where the guest finds what to do. Its presence makes this program an init.
 pub(crate) const PLAN: &str = "/scxpm/plan.json";
@@ -28,13 +31,16 @@ pub(crate) struct Plan {
     pub(crate) pinned: bool,
     /// Commands that run at the same time once the scheduler is attached, words each.
     pub(crate) workloads: Vec<Vec<String>>,
+    /// Kernel modules to load, in this order.
+    #[serde(default)]
+    pub(crate) modules: Vec<String>,
     /// Load the probe program before the scheduler.
     #[serde(default)]
     pub(crate) probe: bool,
 }
 
 /// What the user asks for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Wanted<'a> {
     /// A command line, or the path of a BPF object.
     pub(crate) scheduler: &'a str,
@@ -45,8 +51,85 @@ pub(crate) struct Wanted<'a> {
     pub(crate) probe: bool,
     /// Another system's tree, which the libraries come from, and programs by name.
     pub(crate) root: Option<&'a Path>,
-    /// The kernel's configuration and its release: some schedulers ask for it.
-    pub(crate) config: Option<(&'a Path, &'a str)>,
+    /// Kernel modules to load, by name or file.
+    pub(crate) modules: &'a [String],
+    pub(crate) kernel: &'a KernelFile,
+}
+
+/// The guest's kernel.
+#[derive(Debug, Default)]
+pub(crate) struct KernelFile {
+    /// A bzImage, or a vmlinux.
+    pub(crate) image: PathBuf,
+    /// `uname -r`.
+    pub(crate) release: Option<String>,
+    /// Its configuration: some schedulers ask for it.
+    pub(crate) config: Option<Vec<u8>>,
+    /// The package that it came in.
+    pub(crate) package: Option<Package>,
+}
+
+impl KernelFile {
+    /// `path` is an image or a package, of which the image goes into `directory`. `config` names
+    /// a configuration, otherwise it is looked for.
+    pub(crate) fn open(
+        path: &Path,
+        config: Option<&Path>,
+        modules: bool,
+        directory: &Path,
+    ) -> Result<Self, String> {
+        let mut this = Self {
+            image: path.to_owned(),
+            ..Self::default()
+        };
+        let content;
+        if let Some(package) = Package::open(path, modules)? {
+            let image = package.kernel().ok_or_else(|| {
+                let names = package.names();
+                let names: Vec<_> = names.iter().take(5).copied().collect();
+                format!(
+                    "{}: this package holds no vmlinuz (it has {}); Debian's is linux-image-… or linux-binary-…, Fedora's kernel-core",
+                    path.display(),
+                    if names.is_empty() { "nothing of a kernel".into() } else { names.join(", ") }
+                )
+            })?;
+            this.image = directory.join("vmlinuz");
+            std::fs::write(&this.image, image)
+                .map_err(|e| format!("{}: {e}", this.image.display()))?;
+            content = image.to_vec();
+            this.config = package.config().map(<[u8]>::to_vec);
+            this.package = Some(package);
+        } else {
+            content = std::fs::read(path)
+                .map_err(|e| format!("{}: {e}; expected a kernel image", path.display()))?;
+        }
+        this.release = release_of(&content);
+        let beside = this.release.as_ref();
+        let beside = beside.and_then(|release| config_beside(path, release));
+        if let Some(config) = config {
+            this.config = Some(read(config)?);
+        } else if this.config.is_none()
+            && let Some(config) = beside
+        {
+            this.config = Some(read(&config)?);
+        }
+        Ok(this)
+    }
+
+    /// Where its modules are looked for.
+    fn sources(&self, root: Option<&Path>) -> Vec<modules::Source<'_>> {
+        let package = self.package.as_ref();
+        let mut sources: Vec<_> = package.map(modules::Source::Package).into_iter().collect();
+        if let Some(release) = &self.release {
+            for base in [root.unwrap_or(Path::new("/")), Path::new("/")] {
+                for below in ["lib/modules", "usr/lib/modules"] {
+                    let directory = base.join(below).join(release);
+                    sources.push(modules::Source::Directory(directory));
+                }
+            }
+        }
+        sources
+    }
 }
 
 /// The initramfs' bytes.
@@ -111,8 +194,16 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
             archive.file(&guest, content);
         }
     }
-    if let Some((config, release)) = wanted.config {
-        archive.file(&format!("/boot/config-{release}"), read(config)?);
+    let kernel = wanted.kernel;
+    if let (Some(config), Some(release)) = (&kernel.config, &kernel.release) {
+        archive.file(&format!("/boot/config-{release}"), config.clone());
+    }
+    if !wanted.modules.is_empty() {
+        for (name, content) in modules::find(wanted.modules, &kernel.sources(root))? {
+            let guest = format!("/scxpm/modules/{name}.ko");
+            archive.file(&guest, content);
+            plan.modules.push(guest);
+        }
     }
     let plan = serde_json::to_vec_pretty(&plan).map_err(|e| e.to_string())?;
     archive.file(PLAN, plan);
@@ -151,11 +242,25 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// The release of a bzImage, out of its header.
+/// The release of a kernel: of a bzImage out of its header, of a vmlinux out of its banner.
 ///
 /// Documentation/arch/x86/boot.rst: `HdrS` at 0x202, `kernel_version` at 0x20e is where the text
 /// is, less 0x200.
-pub(crate) fn release_of(kernel: &[u8]) -> Option<String> {
+fn release_of(kernel: &[u8]) -> Option<String> {
+    if kernel.starts_with(b"\x7fELF") {
+        const BANNER: &[u8] = b"Linux version ";
+        let mut banners = memchr::memmem::find_iter(kernel, BANNER);
+        return banners.find_map(|at| {
+            let text = kernel.get(at + BANNER.len()..)?;
+            let text = text.get(..text.len().min(128))?;
+            let release = text.split(|&b| b == b' ').next()?;
+            // Format strings begin the same way.
+            let release = String::from_utf8(release.to_vec()).ok()?;
+            release
+                .starts_with(|c: char| c.is_ascii_digit())
+                .then_some(release)
+        });
+    }
     if kernel.get(0x202..0x206)? != b"HdrS" {
         return None;
     }
@@ -167,7 +272,7 @@ pub(crate) fn release_of(kernel: &[u8]) -> Option<String> {
 }
 
 /// Where distributions keep the configuration of the kernel at `path`.
-pub(crate) fn config_beside(kernel: &Path, release: &str) -> Option<PathBuf> {
+fn config_beside(kernel: &Path, release: &str) -> Option<PathBuf> {
     let directory = kernel.parent()?;
     let places = [
         directory.join(format!("config-{release}")),
