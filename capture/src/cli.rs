@@ -38,6 +38,7 @@ Exit codes:
   5   run, attach: the guest could not be started, reached, or was lost
   6   run: the scheduler was never attached, or its program ended by itself; no capture
   7   run, attach: ended by --timeout or a signal; no capture
+  8   run: nothing failed but a workload, which ended with another code than 0; no capture
   10  run, attach: the scheduler or the guest's kernel failed, and the capture was written
 ";
 

@@ -354,16 +354,11 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(End, Option<Snapshot>), MachineError> {
         loop {
             match machine.wait(TICK)? {
-                Some(Event::Ended { how }) => {
-                    self.listen(machine);
-                    let said = self.said.clone();
-                    return Ok((End::Ended { how, said }, None));
-                }
+                Some(Event::Ended { how }) => return Ok(self.ended(machine, how)),
                 Some(Event::Stopped { at, rsp }) => {
                     if let Some(fired) = self.arrived(machine, at, rsp)? {
                         return self.late(machine, fired);
                     }
-                    continue;
                 }
                 None => {}
             }
@@ -381,6 +376,52 @@ impl<'a> Coordinator<'a> {
                 return Ok((End::TimeOver, None));
             }
         }
+    }
+
+    /// The guest is off. What had failed by then is worth its memory, which is still there.
+    fn ended(&mut self, machine: &mut dyn Machine, how: String) -> (End, Option<Snapshot>) {
+        let fired = self.listen(machine);
+        if self.triggers.end.load(Ordering::Relaxed) {
+            return (End::Interrupted, None);
+        }
+        let fired = fired.or_else(|| match &self.phase {
+            Phase::Failing { scheduler, by, .. } => {
+                Some(self.failed(scheduler, by, "the guest ended"))
+            }
+            Phase::Dumping {
+                scheduler: Some(scheduler),
+                ..
+            } => Some(self.failed(scheduler, "breakpoint", "the guest ended")),
+            _ => None,
+        });
+        let late = fired.filter(|fired| fired.is_failure() && self.found.is_some());
+        let late = late.and_then(|fired| {
+            let why = format!("the guest ended before it could be stopped: {how}");
+            self.left(machine, fired, why)
+        });
+        match late {
+            Some(late) => (End::Late, Some(late)),
+            None => {
+                let said = self.said.clone();
+                (End::Ended { how, said }, None)
+            }
+        }
+    }
+
+    /// The memory of a machine that is not there any more.
+    fn left(&self, machine: &dyn Machine, fired: Fired, why: String) -> Option<Snapshot> {
+        Some(Snapshot {
+            fired,
+            frozen: Frozen {
+                faults: vec![why],
+                ..Frozen::default()
+            },
+            memory: Memory::Own(machine.memory().share().ok()?),
+            timings: timings(self.started),
+            taken: Instant::now(),
+            freeze: Duration::ZERO,
+            copied: None,
+        })
     }
 
     fn clock(&self) -> Option<Fired> {
@@ -448,12 +489,19 @@ impl<'a> Coordinator<'a> {
             return Ok(None);
         }
         self.monitor();
+        let stale = matches!(&self.phase, Phase::Dumping { since, scheduler: None, .. } if since.elapsed() > DUMP);
+        if stale {
+            // Nothing had failed, and its return was never met.
+            self.phase = Phase::Watching;
+            self.set_stops(machine)?;
+        }
         if let Some(fired) = self.overdue() {
             return Ok(Some(fired));
         }
         let looked = Instant::now();
         // Torn: the next look is 50 ms away.
-        let Some(seen) = self.eyes.look() else {
+        let waiting = matches!(self.early, Early::Waiting { .. });
+        let Some(seen) = self.eyes.look(waiting) else {
             return Ok(None);
         };
         let place = |s: &Option<Scheduler>| s.as_ref().map(|s| s.at);
@@ -473,7 +521,8 @@ impl<'a> Coordinator<'a> {
         // tells of another scheduler.
         let before = self.latch.replace(seen.latch);
         let latched = seen.latch == LatchState::Triggered
-            && before.is_some_and(|before| before != LatchState::Triggered);
+            && before == Some(LatchState::NotTriggered)
+            && seen.scheduler.as_ref().is_some_and(|s| s.exit_kind != 0);
         let Some(scheduler) = seen.scheduler else {
             return Ok(None);
         };
@@ -486,6 +535,11 @@ impl<'a> Coordinator<'a> {
             return Ok(None);
         }
         if self.phase != Phase::Watching {
+            return Ok(None);
+        }
+        // Once may have been torn.
+        let again = self.eyes.look(false).and_then(|seen| seen.scheduler);
+        if again.is_none_or(|again| again.at != scheduler.at || again.exit_kind == 0) {
             return Ok(None);
         }
         let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
@@ -709,9 +763,10 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(End, Option<Snapshot>), MachineError> {
         let snapshot = if self.triggers.goes_on {
             let snapshot = copy(machine, fired, self.started);
-            // Whatever came of the copy, the guest goes on as it was promised.
-            machine.stop_at(&[])?;
-            machine.resume()?;
+            // Whatever comes of this, the guest goes on as it was promised when we leave, and a copy
+            // that was taken is kept.
+            let _ = machine.stop_at(&[]);
+            let _ = machine.resume();
             snapshot.map_err(|why| MachineError::Refused {
                 what: "copying the guest's memory".into(),
                 why,
@@ -734,26 +789,15 @@ impl<'a> Coordinator<'a> {
         if self.found.is_none() {
             return (End::Lost(why), None);
         }
-        let Ok(memory) = machine.memory().share() else {
-            return (End::Lost(why), None);
-        };
         let scheduler = self.eyes.failure();
-        let snapshot = Snapshot {
-            fired: Fired {
-                exit_kind: scheduler.map(|s| s.exit_kind),
-                watchpoint_hit: self.stored.is_some(),
-                latch: self.latch,
-                ..Fired::new("lost", why.clone())
-            },
-            frozen: Frozen {
-                faults: vec![why],
-                ..Frozen::default()
-            },
-            memory: Memory::Own(memory),
-            timings: timings(self.started),
-            taken: Instant::now(),
-            freeze: Duration::ZERO,
-            copied: None,
+        let fired = Fired {
+            exit_kind: scheduler.map(|s| s.exit_kind),
+            watchpoint_hit: self.stored.is_some(),
+            latch: self.latch,
+            ..Fired::new("lost", why.clone())
+        };
+        let Some(snapshot) = self.left(machine, fired, why.clone()) else {
+            return (End::Lost(why), None);
         };
         (End::Late, Some(snapshot))
     }

@@ -47,6 +47,8 @@ pub(crate) struct Guest {
     pub(crate) notes: Vec<Note>,
     /// A scheduler went with an exit kind that is no failure.
     pub(crate) suppressed: bool,
+    /// The guest's first process is ours, and tells how it went.
+    pub(crate) own_init: bool,
 }
 
 /// Where to and how.

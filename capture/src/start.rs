@@ -32,6 +32,8 @@ const INCOMPLETE: u8 = 3;
 const LOST: u8 = 5;
 /// Exit code: the scheduler did not stay.
 const NO_SCHEDULER: u8 = 6;
+/// Exit code: a workload failed, the scheduler did not.
+const WORKLOAD: u8 = 8;
 /// Exit code: ended without a capture, by time or signal.
 const ENDED: u8 = 7;
 /// Exit code: there was a failure, and a capture of it.
@@ -133,7 +135,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         "capture run",
         &output,
         echo,
-        args.guest.probe,
+        (args.guest.probe, args.initrd.is_none()),
     )
 }
 
@@ -178,7 +180,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
         "capture attach",
         &output,
         None,
-        true,
+        (true, false),
     )
 }
 
@@ -189,7 +191,7 @@ fn follow(
     tool: &'static str,
     output: &Output<'_>,
     echo: Echo<'_>,
-    probe: bool,
+    (probe, own_init): (bool, bool),
 ) -> Result<u8, Failure> {
     let watching = io::stderr().is_terminal();
     let tell = Box::new(move |line: &str| {
@@ -215,6 +217,7 @@ fn follow(
         why_not,
         console: coordinator.console_tail().to_vec(),
         suppressed: coordinator.suppressed,
+        own_init,
         notes: Vec::new(),
     };
     drop(coordinator);
@@ -313,7 +316,17 @@ fn finish(
         }),
         End::Ended { how, said } => {
             let said = said.unwrap_or_default();
-            if said.starts_with("workload ") || said == "scheduler detached" {
+            if let Some(codes) = said.strip_prefix(guest::init::DONE) {
+                if codes.split(", ").all(|code| code == "code 0") {
+                    return Ok(0);
+                }
+                return Err(failure(WORKLOAD)(format!(
+                    "nothing failed but a workload: {codes}{also}{}",
+                    console_end(&guest.console)
+                )));
+            }
+            // Someone else's guest, or init, that was shut down in order.
+            if said == "scheduler detached" || (!guest.own_init && how.contains("guest-shutdown")) {
                 return Ok(0);
             }
             let last = match said.as_str() {

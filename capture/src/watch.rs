@@ -35,8 +35,8 @@ pub(crate) trait Eyes {
     /// Looks for the kernel of a guest that runs, or says why it cannot be found yet.
     fn find(&mut self, memory: &GuestMemory) -> std::result::Result<Found, String>;
 
-    /// Looks at the guest while it runs. `None`: what was read was torn; look again.
-    fn look(&mut self) -> Option<Seen>;
+    /// Looks at the guest while it runs, with `ages` also for how long tasks have waited. `None`: what was read was torn; look again.
+    fn look(&mut self, ages: bool) -> Option<Seen>;
 
     /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
     /// still.
@@ -149,10 +149,10 @@ impl Eyes for Live {
         Err(why)
     }
 
-    fn look(&mut self) -> Option<Seen> {
+    fn look(&mut self, ages: bool) -> Option<Seen> {
         let known = self.known.as_ref()?;
         let scheduler = known.attached().ok()?;
-        let ages = scheduler.as_ref().filter(|s| s.exit_kind == 0);
+        let ages = scheduler.as_ref().filter(|s| ages && s.exit_kind == 0);
         let ages = ages.and_then(|s| known.ages(Kva(s.at)).ok());
         // It is loaded before any scheduler, and looking for it takes a walk over all maps.
         let at = scheduler.as_ref().map(|scheduler| scheduler.at);
@@ -289,7 +289,10 @@ impl Known {
         let since = |at: u64| now.saturating_sub(at);
         let mut oldest = 0;
         let checked = kernel.read_u64(kernel.symbol("scx_watchdog_timestamp")?)?;
-        if checked != 0 && since(checked) <= MAX_AGE {
+        // The watchdog runs every half of the limit, and timers come an eighth late: up to there
+        // its age says nothing, where the contract would take the half.
+        let late = timeout - timeout / 4;
+        if checked != 0 && (late..=MAX_AGE).contains(&since(checked)) {
             oldest = since(checked);
         }
         for cpu in kernel.cpus() {

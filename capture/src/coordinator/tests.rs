@@ -74,6 +74,7 @@ fn scheduler(exit_kind: i64) -> Scheduler {
 fn with(exit_kind: i64) -> Seen {
     Seen {
         scheduler: Some(scheduler(exit_kind)),
+        latch: LatchState::NotTriggered,
         ..Seen::default()
     }
 }
@@ -121,7 +122,7 @@ impl Eyes for FakeEyes {
         self.found.clone()
     }
 
-    fn look(&mut self) -> Option<Seen> {
+    fn look(&mut self, _: bool) -> Option<Seen> {
         self.seen.borrow().clone()
     }
 
@@ -194,6 +195,7 @@ impl Machine for Fake {
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
+        assert!(self.stands, "resumed while it ran");
         self.told.push(Told::Resume);
         self.stands = false;
         Ok(())
@@ -691,8 +693,8 @@ fn samples_are_taken_on_the_way_and_at_the_end() {
     ]);
     rig.triggers.sample_every = Some(Duration::ZERO);
     rig.late();
-    // Nothing is sampled before the kernel is found, nor while the guest stands at a breakpoint.
-    assert_eq!(rig.eyes.samples, 2);
+    // Nothing is sampled before the kernel is found; then at each turn, and once it stands.
+    assert_eq!(rig.eyes.samples, 3);
 }
 
 #[test]
@@ -723,6 +725,48 @@ fn a_guest_that_goes_on_is_copied_and_resumed() {
             .ends_with(&[Told::Freeze, Told::Stops(vec![]), Told::Resume])
     );
     assert!(!rig.machine.stands);
+}
+
+#[test]
+fn a_latch_that_was_set_before_tells_of_another_scheduler() {
+    let latched = |kind| Seen {
+        latch: LatchState::Triggered,
+        ..with(kind)
+    };
+    let unresolved = Seen {
+        latch: LatchState::NotResolved,
+        ..Seen::default()
+    };
+    let mut rig = rig(vec![
+        nothing(unresolved),
+        nothing(latched(0)),
+        nothing(latched(0)),
+        ended(),
+    ]);
+    rig.machine.can = |_| false;
+    let (outcome, _) = rig.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+}
+
+#[test]
+fn a_guest_that_ends_while_it_fails_leaves_its_memory() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        nothing(with(1026)),
+        ended(),
+    ]);
+    let late = rig.late();
+    assert_eq!(late.fired.kind, "scx_exit");
+    assert!(late.is_degraded());
+
+    let how = "shut down (guest-reset)".to_owned();
+    let reboots = Turn {
+        console: "Kernel panic - not syncing: x\n",
+        ..turn(Some(Event::Ended { how }), None)
+    };
+    let mut panics = self::rig(vec![nothing(with(0)), reboots]);
+    assert_eq!(panics.late().fired.kind, "panic");
 }
 
 #[test]

@@ -17,6 +17,8 @@ use rustix::system::{RebootCommand, finit_module, reboot};
 
 use super::{PLAN, Plan, probe};
 
+/// How init's last word begins when all workloads have ended.
+pub(crate) const DONE: &str = "workloads ended: ";
 /// How long a scheduler may take to attach: under software emulation the verifier needs minutes.
 const ATTACH: Duration = Duration::from_secs(900);
 /// How long it may take to end when asked to.
@@ -200,7 +202,7 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
             if !plan.pinned {
                 end(&mut watched);
             }
-            return Ok(format!("workload {how}"));
+            return Ok(format!("{DONE}{how}"));
         }
         thread::sleep(TICK);
     }

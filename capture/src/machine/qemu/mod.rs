@@ -38,6 +38,8 @@ const SHORT: Duration = Duration::from_secs(10);
 const PAUSED: Duration = Duration::from_millis(200);
 /// How often an event is looked for while waiting.
 const TICK: Duration = Duration::from_millis(20);
+/// Longest line of the guest's init, bytes.
+const MAX_LINE: usize = 64 << 10;
 /// Messages of QEMU that are shown when it ends, bytes.
 const MAX_SAID: u64 = 2000;
 
@@ -353,7 +355,8 @@ impl Machine for Qemu {
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        if self.stash.is_some() {
+        // A byte to the stub of a running guest would stop it.
+        if self.stash.is_some() || !self.stands {
             return Ok(());
         }
         self.gdb.go_on()?;
@@ -368,7 +371,9 @@ impl Machine for Qemu {
                 let _ = child.wait();
             }
             Owner::Other { .. } if !self.ended => {
-                // Each of them is worth trying, whatever came of the one before.
+                // Each of them is worth trying, whatever came of the one before. The stub listens
+                // to a guest that stands only.
+                let _ = self.pause(SHORT);
                 let _ = self.stop_at(&[]);
                 let _ = self.gdb.detach();
                 let _ = self.qmp.human("gdbserver none");
@@ -390,6 +395,10 @@ impl Machine for Qemu {
         self.pending
             .extend(host.map(Tail::new_bytes).unwrap_or_default());
         let Some(end) = memchr::memrchr(b'\n', &self.pending) else {
+            // Ours are short lines.
+            if self.pending.len() > MAX_LINE {
+                self.pending.clear();
+            }
             return Vec::new();
         };
         let rest = self.pending.split_off(end + 1);

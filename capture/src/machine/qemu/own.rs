@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -170,7 +171,9 @@ fn arguments(config: &Config, directory: &Path, memory: &File) -> Vec<String> {
 /// asks the kernel for that, which takes a system call that safe Rust has no way to make here.
 fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, MachineError> {
     let started = |mut command: Command, errors: File| {
+        // Not in our process group: a control-C is for us, and we end it.
         command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors)

@@ -22,6 +22,8 @@ pub(super) struct Qmp {
     stream: UnixStream,
     buffer: Vec<u8>,
     events: VecDeque<Value>,
+    /// How many commands were sent: each has its number.
+    asked: u64,
 }
 
 impl Qmp {
@@ -36,6 +38,7 @@ impl Qmp {
             stream,
             buffer: Vec::new(),
             events: VecDeque::new(),
+            asked: 0,
         };
         let greeting = qmp.line(deadline, "QEMU's greeting")?;
         if greeting.get("QMP").is_none() {
@@ -62,7 +65,9 @@ impl Qmp {
     ) -> Result<Value, MachineError> {
         let what = format!("QEMU's {command}");
         let deadline = Instant::now() + timeout;
-        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.asked += 1;
+        let id = self.asked;
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         self.stream
             .set_write_timeout(Some(timeout))
@@ -70,6 +75,11 @@ impl Qmp {
             .map_err(|e| gone(&what, &e))?;
         loop {
             let answer = self.line(deadline, &what)?;
+            // The late answer to a question that was given up is no answer to this one.
+            let of = answer.get("id").and_then(Value::as_u64);
+            if of.is_some_and(|of| of != id) {
+                continue;
+            }
             if let Some(value) = answer.get("return") {
                 return Ok(value.clone());
             }
