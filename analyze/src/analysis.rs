@@ -508,6 +508,20 @@ fn scheduler_part(
     part
 }
 
+/// A vCPU's registers as the contract has them.
+///
+/// A source without control registers has no page-table root, and the format cannot leave the
+/// member out: no register record is better than a wrong one.
+pub(crate) fn vcpu_snapshot(regs: &VcpuRegs) -> Option<VcpuRegSnapshot> {
+    Some(VcpuRegSnapshot {
+        instruction_pointer: regs.rip,
+        stack_pointer: regs.rsp,
+        page_table_root: regs.cr3?,
+        user_page_table_root: None,
+        tcr_el1: None,
+    })
+}
+
 fn vcpu_regs(kernel: &Kernel, remarks: &mut Remarks) -> Vec<Option<VcpuRegSnapshot>> {
     let mut without = |what: &str, lacks: fn(&Option<VcpuRegs>) -> bool| {
         let vcpus = (0u32..).zip(&kernel.image.vcpus);
@@ -527,23 +541,8 @@ fn vcpu_regs(kernel: &Kernel, remarks: &mut Remarks) -> Vec<Option<VcpuRegSnapsh
         "control registers (CR3, which QEMU's dumps have in a note named QEMU)",
         |regs| regs.is_some_and(|regs| regs.cr3.is_none()),
     );
-    kernel
-        .image
-        .vcpus
-        .iter()
-        .map(|regs| {
-            let regs = (*regs)?;
-            Some(VcpuRegSnapshot {
-                instruction_pointer: regs.rip,
-                stack_pointer: regs.rsp,
-                // A source without control registers has no page-table root, and the format
-                // cannot leave the member out: no register record is better than a wrong one.
-                page_table_root: regs.cr3?,
-                user_page_table_root: None,
-                tcr_el1: None,
-            })
-        })
-        .collect()
+    let vcpus = kernel.image.vcpus.iter();
+    vcpus.map(|regs| vcpu_snapshot(regs.as_ref()?)).collect()
 }
 
 fn input_info(kernel: &Kernel) -> InputInfo {

@@ -4,6 +4,7 @@
 use scx_postmortem_format::capture::Abandoned;
 use scx_postmortem_format::report::{DegradedFailureDumpReport, VcpuRegSnapshot, reasons};
 
+use crate::analysis::vcpu_snapshot;
 use crate::bytes::to_usize;
 use crate::source::Image;
 
@@ -50,15 +51,7 @@ fn vcpus(image: &Image, count: u32) -> Vec<Option<VcpuRegSnapshot>> {
     if image.vcpu_states.is_empty() {
         if image.vcpus.len() == found.len() {
             for (place, regs) in found.iter_mut().zip(&image.vcpus) {
-                *place = regs.and_then(|regs| {
-                    Some(VcpuRegSnapshot {
-                        instruction_pointer: regs.rip,
-                        stack_pointer: regs.rsp,
-                        page_table_root: regs.cr3?,
-                        user_page_table_root: None,
-                        tcr_el1: None,
-                    })
-                });
+                *place = regs.as_ref().and_then(vcpu_snapshot);
             }
         }
         return found;

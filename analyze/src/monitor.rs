@@ -262,6 +262,15 @@ struct Waiting {
     reset: u64,
 }
 
+/// What the runnable lists hold.
+struct Runnable {
+    found: WaitingSample,
+    /// What ages count from.
+    jiffies: u64,
+    /// Age and node of the task that waits longest.
+    oldest: Option<(u64, Kva)>,
+}
+
 /// What hangs below a `struct scx_sched`.
 #[derive(Debug)]
 struct Schedulers {
@@ -451,12 +460,18 @@ impl Sampler {
     }
 
     /// How many wait, and who waits longest; as the report counts it (`walk/tasks.rs`).
-    fn waiting(&self, kernel: &Kernel) -> Option<WaitingSample> {
+    /// How long the task that waits longest has been runnable, in jiffies; 0 when none waits.
+    /// `None`: not known for this kernel, or torn.
+    #[must_use]
+    pub fn oldest_age(&self, kernel: &Kernel) -> Option<u64> {
+        let found = self.runnable_tasks(kernel)?;
+        Some(found.oldest.map_or(0, |(age, _)| age))
+    }
+
+    /// Walks the runnable lists.
+    fn runnable_tasks(&self, kernel: &Kernel) -> Option<Runnable> {
         let task = self.task.as_ref()?;
         let offset = self.runnable?;
-        if self.hz == 0 {
-            return None;
-        }
         let jiffies = kernel.read_u64(self.jiffies?).ok()?;
         let mut found = WaitingSample {
             all: true,
@@ -503,6 +518,23 @@ impl Sampler {
                 node = next;
             }
         }
+        Some(Runnable {
+            found,
+            jiffies,
+            oldest,
+        })
+    }
+
+    fn waiting(&self, kernel: &Kernel) -> Option<WaitingSample> {
+        let task = self.task.as_ref()?;
+        if self.hz == 0 {
+            return None;
+        }
+        let Runnable {
+            mut found,
+            jiffies,
+            oldest,
+        } = self.runnable_tasks(kernel)?;
         if let Some((age, node)) = oldest {
             let ms = u128::from(age) * 1000 / u128::from(self.hz);
             found.oldest_ms = u64::try_from(ms).unwrap_or(u64::MAX);

@@ -177,11 +177,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         code: OUTPUT,
         sentence: format!("{}: {cause}", args.output.display()),
     };
-    let existing = if args.force {
-        Existing::Replace
-    } else {
-        Existing::Refuse
-    };
+    let existing = Existing::forced(args.force);
     let mut file = AtomicFile::create(&args.output, existing).map_err(|e| {
         let hint = if e.kind() == io::ErrorKind::AlreadyExists {
             "; --force replaces it"

@@ -67,11 +67,7 @@ impl<'a> Output<'a> {
     }
 
     fn existing(&self) -> Existing {
-        if self.args.force {
-            Existing::Replace
-        } else {
-            Existing::Refuse
-        }
+        Existing::forced(self.args.force)
     }
 }
 
@@ -152,11 +148,7 @@ pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
         tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
     let kernel = kernel(&args.guest, directory.path())?;
     let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
-    let existing = if args.force {
-        Existing::Replace
-    } else {
-        Existing::Refuse
-    };
+    let existing = Existing::forced(args.force);
     let write = || {
         let mut file = AtomicFile::create(&args.output, existing)?;
         file.file().write_all(&bytes)?;

@@ -1,7 +1,7 @@
 //! What a running guest's kernel says of its scheduler, read out of its memory while it runs.
 //!
-//! Reads `scx_root` → `scx_sched` (`exit_kind`, `ops.name`, `watchdog_timeout`), the runnable lists of `rq->scx` and
-//! `scx_watchdog_timestamp`. Everything read can be torn, since nothing is stopped: a value is
+//! Reads `scx_root` → `scx_sched` (`exit_kind`, `ops.name`, `watchdog_timeout`) and `scx_watchdog_timestamp`; the runnable lists
+//! through the monitor's sampler. Everything read can be torn, since nothing is stopped: a value is
 //! acted upon only where a wrong one does no harm, or after it was read again.
 
 use std::time::Duration;
@@ -23,8 +23,6 @@ use crate::machine::{GuestMemory, Touched};
 
 /// `SCX_EXIT_ERROR`: this kind and all above it are failures.
 const FIRST_ERROR: i64 = 1024;
-/// Most tasks of a CPU that are looked at.
-const MAX_RUNNABLE: usize = 4096;
 /// How far apart the monitor's samples are.
 pub(crate) const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// An age above this is a torn read (the contract's section 6.13).
@@ -129,9 +127,6 @@ pub(crate) struct Live {
 struct Known {
     kernel: Kernel,
     first_error: i64,
-    /// `SCX_TASK_QUEUED` and `SCX_TASK_RESET_RUNNABLE_AT` of `enum scx_ent_flags`.
-    queued: u64,
-    reset: u64,
 }
 
 impl Eyes for Live {
@@ -153,7 +148,12 @@ impl Eyes for Live {
         let known = self.known.as_ref()?;
         let scheduler = known.attached().ok()?;
         let ages = scheduler.as_ref().filter(|s| ages && s.exit_kind == 0);
-        let ages = ages.and_then(|s| known.ages(Kva(s.at)).ok());
+        let ages = ages.and_then(|s| {
+            let waiting = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
+            let (watchdog, half) = known.watchdog(Kva(s.at)).ok()?;
+            let waiting = Some(waiting).filter(|&age| age <= MAX_AGE);
+            Some((watchdog.max(waiting.unwrap_or(0)), half))
+        });
         // It is loaded before any scheduler, and looking for it takes a walk over all maps.
         let at = scheduler.as_ref().map(|scheduler| scheduler.at);
         if self.probe && self.latch.is_none() && at.is_some() && at != self.searched_at {
@@ -216,34 +216,34 @@ impl Live {
         ];
         let dump = names.iter().find_map(|name| kernel.symbol(name).ok());
         let has_sched_ext = scx_postmortem_analyze::analysis::has_sched_ext(&kernel);
-        let flag = |name: &str| {
-            let value = kernel.constant("enum scx_ent_flags", name)?;
-            Ok::<_, scx_postmortem_analyze::error::Error>(u64::try_from(value).unwrap_or(0))
+        // What samples lack of waiting tasks, or of the jiffies that their ages count in, ages lack.
+        let sampler = Sampler::new(&kernel);
+        let no_ages = match &sampler {
+            Ok(sampler) => {
+                let mut missing = sampler.missing().iter();
+                let ages = ["ages: ", "waiting tasks: "];
+                missing
+                    .find(|why| ages.iter().any(|of| why.starts_with(of)))
+                    .cloned()
+            }
+            Err(why) => Some(why.to_string()),
         };
-        let flags = flag("SCX_TASK_QUEUED").and_then(|queued| {
-            let reset = flag("SCX_TASK_RESET_RUNNABLE_AT")?;
-            kernel.symbol("jiffies_64").or(kernel.symbol("jiffies"))?;
-            Ok((queued, reset))
-        });
         let found = Found {
             release: kernel.release().to_owned(),
             vmcoreinfo: kernel.vmcoreinfo.text().as_bytes().to_vec(),
             dump_entry: dump.filter(|_| has_sched_ext).map(|at| at.0),
-            no_ages: flags.as_ref().err().map(ToString::to_string),
+            no_ages,
             has_sched_ext,
         };
         // Without run queues there is nothing to sample.
-        self.sampler = Sampler::new(&kernel).ok();
+        self.sampler = sampler.ok();
         self.timeline = self.sampler.as_ref().map(|_| {
             let every = SAMPLE_EVERY.as_millis();
             Timeline::new(u64::try_from(every).unwrap_or(u64::MAX))
         });
-        let (queued, reset) = flags.unwrap_or((0, 0));
         let first_error = kernel.constant("enum scx_exit_kind", "SCX_EXIT_ERROR");
         self.known = Some(Known {
             first_error: first_error.unwrap_or(FIRST_ERROR),
-            queued,
-            reset,
             kernel,
         });
         found
@@ -276,8 +276,9 @@ impl Known {
         })
     }
 
-    /// The oldest age and half the watchdog's limit, in jiffies (the contract's section 6.13).
-    fn ages(&self, sched: Kva) -> Result<(u64, u64)> {
+    /// How long the watchdog has not run, where that says something, and half its limit, in jiffies
+    /// (the contract's section 6.13).
+    fn watchdog(&self, sched: Kva) -> Result<(u64, u64)> {
         let kernel = &self.kernel;
         let sched = kernel.object("struct scx_sched", sched)?;
         // A member of each scheduler from 7.1 on.
@@ -286,36 +287,12 @@ impl Known {
             Err(_) => kernel.read_u64(kernel.symbol("scx_watchdog_timeout")?)?,
         };
         let now = clock::jiffies(kernel)?;
-        let since = |at: u64| now.saturating_sub(at);
-        let mut oldest = 0;
         let checked = kernel.read_u64(kernel.symbol("scx_watchdog_timestamp")?)?;
         // The watchdog runs every half of the limit, and timers come an eighth late: up to there
         // its age says nothing, where the contract would take the half.
         let late = timeout - timeout / 4;
-        if checked != 0 && (late..=MAX_AGE).contains(&since(checked)) {
-            oldest = since(checked);
-        }
-        for cpu in kernel.cpus() {
-            let rq = kernel.per_cpu_object("runqueues", "struct rq", cpu)?;
-            let head = rq.member("scx.runnable_list")?.address();
-            for node in kernel.list(head, MAX_RUNNABLE).items {
-                let Ok(age) = self.age(node, now) else {
-                    // The list has moved on under us.
-                    break;
-                };
-                oldest = oldest.max(age.filter(|&age| age <= MAX_AGE).unwrap_or(0));
-            }
-        }
-        Ok((oldest, timeout / 2))
-    }
-
-    fn age(&self, node: Kva, now: u64) -> Result<Option<u64>> {
-        let task = self
-            .kernel
-            .entry("struct task_struct", "scx.runnable_node", node)?;
-        let flags = task.member("scx.flags")?.u64()?;
-        let at = task.member("scx.runnable_at")?.u64()?;
-        let waits = flags & self.queued != 0 && flags & self.reset == 0 && at != 0;
-        Ok(waits.then(|| now.saturating_sub(at)))
+        let age = now.saturating_sub(checked);
+        let tells = checked != 0 && (late..=MAX_AGE).contains(&age);
+        Ok((if tells { age } else { 0 }, timeout / 2))
     }
 }

@@ -41,6 +41,25 @@ fn convert(core: &Path, output: &Path, more: &[&str], threads: &str) -> Output {
         .unwrap()
 }
 
+/// Converts with one thread and with two: the capture and its bytes, which are the same.
+fn same_on_any_threads(dir: &Path, elf: &Path, options: &[&str]) -> (PathBuf, Vec<u8>) {
+    let (one, two) = (dir.join("one.core.zst"), dir.join("two.core.zst"));
+    for (output, threads) in [(&one, "1"), (&two, "2")] {
+        let done = convert(elf, output, options, threads);
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    let bytes = fs::read(&one).unwrap();
+    assert!(
+        bytes == fs::read(&two).unwrap(),
+        "the bytes depend on the number of threads"
+    );
+    (one, bytes)
+}
+
 fn json(file: &Path) -> String {
     let kernel = Kernel::find(Image::open(file).unwrap(), &Overrides::default()).unwrap();
     let report = analysis::analyze(&kernel, &Options::default());
@@ -221,23 +240,7 @@ fn excluded_pages_are_not_in_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let elf = core(dir.path());
     let rules = ["--exclude", "free,user,cache"];
-    let (one, two) = (
-        dir.path().join("one.core.zst"),
-        dir.path().join("two.core.zst"),
-    );
-    for (output, threads) in [(&one, "1"), (&two, "2")] {
-        let done = convert(&elf, output, &rules, threads);
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-    }
-    let bytes = fs::read(&one).unwrap();
-    assert!(
-        bytes == fs::read(&two).unwrap(),
-        "the bytes depend on the number of threads"
-    );
+    let (one, bytes) = same_on_any_threads(dir.path(), &elf, &rules);
     let capture = Capture::open(bytes).unwrap();
     let manifest = capture.manifest().unwrap();
     let names: Vec<&str> = manifest.excluded.iter().map(|e| &*e.rule).collect();
@@ -353,23 +356,7 @@ fn two_cores_of_one_guest_make_a_dual_capture() {
     bytes[at..at + 8].copy_from_slice(&(seconds.u64().unwrap() - 5).to_le_bytes());
     let early = dir.path().join("early.elf");
     fs::write(&early, bytes).unwrap();
-    let (one, two) = (
-        dir.path().join("one.core.zst"),
-        dir.path().join("two.core.zst"),
-    );
-    for (output, threads) in [(&one, "1"), (&two, "2")] {
-        let done = convert(&elf, output, &["--early", early.to_str().unwrap()], threads);
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-    }
-    let bytes = fs::read(&one).unwrap();
-    assert!(
-        bytes == fs::read(&two).unwrap(),
-        "the bytes depend on the number of threads"
-    );
+    let (one, bytes) = same_on_any_threads(dir.path(), &elf, &["--early", early.to_str().unwrap()]);
     let capture = Capture::open(bytes).unwrap();
     assert!(capture.verify(None).is_sound());
     let info = capture.manifest().unwrap().early.clone().unwrap();

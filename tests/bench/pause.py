@@ -5,13 +5,14 @@
     tests/bench/pause.py                       a 512 MB guest of 7.3, three rounds
     tests/bench/pause.py --memory 2G --rounds 5
 
-One guest under software emulation, its memory in a memfd. Each round takes, one after the other, a capture with
-`capture attach --now`, a `dump-guest-memory` of QEMU with `zstd -1 -T0` behind it, and a plain copy of the memory's
-bytes with dd, which leaves out those that are zero. Figures are ratios within one round; the median is printed.
+A guest under software emulation, its memory in a memfd. Each round boots it anew and takes, one after the other, a
+capture with `capture attach --now`, a plain copy of the memory's bytes with dd, which leaves out those that are zero, and
+a `dump-guest-memory` of QEMU with `zstd -1 -T0` behind it. QEMU's dump comes last and the guest ends after it, for it
+touches every page of the memory, so that nothing measured behind it would have holes. Figures are ratios within one
+round; the median is printed.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -53,35 +54,44 @@ def main():
         rig = Rig(options.cache, where)
         initrd = where / "initrd"
         subprocess.run([str(CAPTURE), "initrd", *rig.guest("healthy", options.kernel), "-o", str(initrd)], check=True)
-        sockets = [where / "qmp0", where / "qmp1"]
-        command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=multi",
-            "-cpu", "max,la57=off", "-smp", "2", "-m", f"{megabytes(options.memory)}M", "-machine", "pc,memory-backend=m0",
-            "-object", f"memory-backend-memfd,id=m0,size={megabytes(options.memory)}M,share=on",
-            "-kernel", str(rig.kernel(options.kernel)["image"]), "-initrd", str(initrd),
-            "-append", "console=ttyS0 panic=0 tsc=reliable no_timer_check", "-serial", f"file:{where / 'console'}",
-        ]
-        for socket in sockets:
-            command += ["-qmp", f"unix:{socket},server=on,wait=off"]
-        qemu = subprocess.Popen(command)
-        try:
-            while b"enabled" not in ((where / "console").read_bytes() if (where / "console").exists() else b""):
-                if qemu.poll() is not None:
-                    sys.exit("the guest ended while it booted")
-                time.sleep(0.5)
-            time.sleep(4)
-            qmp = Qmp(sockets[0], time.time() + 20)
-            rows = [one_round(qmp, sockets[1], qemu.pid, where) for _ in range(options.rounds)]
-        finally:
-            qemu.kill()
-            qemu.wait()
+        image = rig.kernel(options.kernel)["image"]
+        rows = [booted(image, initrd, megabytes(options.memory), where / str(index)) for index in range(options.rounds)]
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     print(f"guest's memory touched     {median['touched'] / 2**20:8.0f} MiB, not zero {median['nonzero'] / 2**20:.0f} MiB")
     print(f"pause for a capture        {median['pause'] * 1e3:8.1f} ms   {median['touched'] / median['pause'] / 1e9:.2f} GB/s of what was touched")
     print(f"pause / dump-guest-memory  {median['pause'] / median['dump']:8.3f}      at most 0.1    ({median['dump'] * 1e3:.0f} ms)")
     print(f"pause / plain copy         {median['pause'] / median['copy']:8.3f}      at most 1.5    ({median['copy'] * 1e3:.0f} ms)")
     print(f"whole / dump and zstd -1   {median['whole'] / (median['dump'] + median['zstd']):8.3f}      below 1        ({median['whole']:.2f} s, {median['dump'] + median['zstd']:.2f} s)")
-    print(f"memory that it cost QEMU   {median['grown'] / 2**20:8.1f} MiB   0: holes stay holes")
+    print(f"memory that it cost QEMU   {median['grown'] / 2**20:8.1f} MiB   what the guest touched meanwhile included: holes stay holes")
+
+
+def booted(image, initrd, memory, where):
+    """One round's guest: started, let run until its scheduler is loaded, measured, ended."""
+    where.mkdir()
+    sockets = [where / "qmp0", where / "qmp1"]
+    console = where / "console"
+    command = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=multi",
+        "-cpu", "max,la57=off", "-smp", "2", "-m", f"{memory}M", "-machine", "pc,memory-backend=m0",
+        "-object", f"memory-backend-memfd,id=m0,size={memory}M,share=on", "-kernel", str(image), "-initrd", str(initrd),
+        "-append", "console=ttyS0 panic=0 tsc=reliable no_timer_check", "-serial", f"file:{console}",
+    ]
+    for socket in sockets:
+        command += ["-qmp", f"unix:{socket},server=on,wait=off"]
+    qemu = subprocess.Popen(command)
+    deadline = time.time() + 180
+    try:
+        while not console.exists() or b"enabled" not in console.read_bytes():
+            if qemu.poll() is not None:
+                sys.exit("the guest ended while it booted")
+            if time.time() > deadline:
+                sys.exit("the guest's scheduler was not loaded within three minutes")
+            time.sleep(0.5)
+        time.sleep(4)
+        return one_round(Qmp(sockets[0], time.time() + 20), sockets[1], qemu.pid, where)
+    finally:
+        qemu.kill()
+        qemu.wait()
 
 
 def one_round(qmp, socket, pid, where):
@@ -96,16 +106,8 @@ def one_round(qmp, socket, pid, where):
     timings = manifest(output)["timings"]
     row["pause"] = timings["pause_ns"] / 1e9
     qmp.ask("stop")
-    grown = blocks(file)
-    core = where / "dump.elf"
-    start = time.monotonic()
-    qmp.ask("dump-guest-memory", paging=False, protocol=f"file:{core}")
-    row["dump"] = time.monotonic() - start
-    start = time.monotonic()
-    subprocess.run(["zstd", "-q", "-1", "-T0", "-f", "-o", str(where / "dump.zst"), str(core)], check=True)
-    row["zstd"] = time.monotonic() - start
-    core.unlink()
-    copied = where / "copy"
+    # What the guest itself touched since the freeze is in here as well, so that this is an upper bound.
+    row["grown"] = max(0, blocks(file) - row["touched"])
     copied = pathlib.Path("/dev/shm") / f"scxpm-copy-{os.getpid()}"
     try:
         start = time.monotonic()
@@ -114,9 +116,14 @@ def one_round(qmp, socket, pid, where):
         row["nonzero"] = blocks(copied)
     finally:
         copied.unlink(missing_ok=True)
-    qmp.ask("cont")
-    # What the guest itself touched meanwhile is not ours.
-    row["grown"] = max(0, grown - row["touched"]) if timings else 0
+    core = where / "dump.elf"
+    start = time.monotonic()
+    qmp.ask("dump-guest-memory", paging=False, protocol=f"file:{core}")
+    row["dump"] = time.monotonic() - start
+    start = time.monotonic()
+    subprocess.run(["zstd", "-q", "-1", "-T0", "-f", "-o", str(where / "dump.zst"), str(core)], check=True)
+    row["zstd"] = time.monotonic() - start
+    core.unlink()
     return row
 
 

@@ -13,6 +13,7 @@ sample must have cost less than a millisecond.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -42,38 +43,60 @@ def share_memory(machine, file):
     ]
 
 
-def watch(program, kernel, archive, cpus, seconds, where):
-    """One guest: the monitor's last word, and the report of the core."""
-    initrd, _ = build(archive, "stall")
-    append = "console=ttyS0 panic=-1 demo=stall stop=now tsc=reliable"
-    machine = Machine(kernel["image"], initrd, append, MEMORY, cpus, "max,la57=off", 1, False,
-                      where / "console.log", 300, cpus == 1)
+class Watched:
+    """A guest whose memory the monitor (analyze/examples/monitor.rs) reads while it runs."""
+
+    def __init__(self, machine, program, memory, where):
+        self.machine, self.where = machine, where
+        self.command = [program, memory, where / "timeline.json"]
+        self.monitor = None
+
+    def start(self):
+        self.monitor = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def finish(self):
+        """Stops the guest, has a last sample taken and then a core; the monitor's last word."""
+        self.machine.qmp.ask("stop")
+        said, _ = self.monitor.communicate("stop\n", timeout=60)
+        if self.monitor.returncode:
+            raise GuestError("the monitor failed; what it said is above")
+        self.machine.dump(self.where / "core.elf")
+        return json.loads(said)
+
+
+@contextlib.contextmanager
+def watched(machine, program, where):
+    """Runs a guest with its memory shared; whatever happens, neither memory nor monitor is left."""
     memory = pathlib.Path(tempfile.mkstemp(prefix="scxpm-", dir="/dev/shm")[1])
     share_memory(machine, memory)
-    monitor = None
+    guest = Watched(machine, program, memory, where)
     try:
         with machine:
-            machine.wait_for("@READY")
-            monitor = subprocess.Popen([program, memory, where / "timeline.json"], text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            machine.host.send("GO")
-            time.sleep(seconds)
-            machine.check()
-            machine.qmp.ask("stop")
-            said, _ = monitor.communicate("stop\n", timeout=60)
-            if monitor.returncode:
-                raise GuestError("the monitor failed; what it said is above")
-            machine.dump(where / "core.elf")
+            yield guest
     except GuestError:
         # With the emulator's fault on the console it is that, whatever we noticed first.
         machine.check()
         raise
     finally:
         memory.unlink()
-        if monitor and monitor.poll() is None:
-            monitor.kill()
-            monitor.wait()
-    return json.loads(said)
+        if guest.monitor and guest.monitor.poll() is None:
+            guest.monitor.kill()
+            guest.monitor.wait()
+
+
+def watch(program, kernel, archive, cpus, seconds, where):
+    """One guest: the monitor's last word, and the report of the core."""
+    initrd, _ = build(archive, "stall")
+    append = "console=ttyS0 panic=-1 demo=stall stop=now tsc=reliable"
+    machine = Machine(kernel["image"], initrd, append, MEMORY, cpus, "max,la57=off", 1, False,
+                      where / "console.log", 300, cpus == 1)
+    with watched(machine, program, where) as guest:
+        machine.wait_for("@READY")
+        guest.start()
+        machine.host.send("GO")
+        time.sleep(seconds)
+        machine.check()
+        return guest.finish()
 
 
 def report_of(analyze, core, out):

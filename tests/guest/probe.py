@@ -27,7 +27,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
 from initramfs import APPLETS, BPF, MACHINE_LIBRARIES, build_kit, cpio, needed  # noqa: E402
-from live import MEMORY, share_memory  # noqa: E402
+from live import MEMORY, watched  # noqa: E402
 from machine import EmulatorError, GuestError, Machine  # noqa: E402
 from packages import KERNELS, LIBRARIES, SCHEDULER_LIBRARIES, TOOLS, Archive, PackageError, install_here  # noqa: E402
 
@@ -132,34 +132,16 @@ def watch(program, kernel, initrd, cpus, where):
     append = "console=ttyS0 panic=-1 tsc=reliable"
     machine = Machine(kernel["image"], initrd, append, MEMORY, cpus, "max,la57=off", 1, False,
                       where / "console.log", 300, cpus == 1)
-    memory = pathlib.Path(tempfile.mkstemp(prefix="scxpm-", dir="/dev/shm")[1])
-    share_memory(machine, memory)
-    monitor = None
-    try:
-        with machine:
-            probe = machine.wait_for("@probe")
-            if not probe.startswith("@probe attached to "):
-                raise GuestError(f"the probe was not loaded: {probe[1:]}")
-            machine.wait_for("@attached")
-            monitor = subprocess.Popen([program, memory, where / "timeline.json"], text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            machine.wait_for("@DONE")
-            machine.qmp.ask("stop")
-            said, _ = monitor.communicate("stop\n", timeout=60)
-            if monitor.returncode:
-                raise GuestError("the monitor failed; what it said is above")
-            machine.dump(where / "core.elf")
-            files = {name: content.decode("utf-8", "replace") for name, content in machine.host.files.items()}
-    except GuestError:
-        # With the emulator's fault on the console it is that, whatever we noticed first.
-        machine.check()
-        raise
-    finally:
-        memory.unlink()
-        if monitor and monitor.poll() is None:
-            monitor.kill()
-            monitor.wait()
-    return probe.removeprefix("@probe attached to "), files, json.loads(said)
+    with watched(machine, program, where) as guest:
+        probe = machine.wait_for("@probe")
+        if not probe.startswith("@probe attached to "):
+            raise GuestError(f"the probe was not loaded: {probe[1:]}")
+        machine.wait_for("@attached")
+        guest.start()
+        machine.wait_for("@DONE")
+        said = guest.finish()
+        files = {name: content.decode("utf-8", "replace") for name, content in machine.host.files.items()}
+    return probe.removeprefix("@probe attached to "), files, said
 
 
 def variables(dump):

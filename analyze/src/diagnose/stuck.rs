@@ -56,13 +56,11 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
     .filter_map(|(ns, by_tsc)| Some((ns?, by_tsc)))
     .max_by_key(|&(ns, by_tsc)| (ns, !by_tsc))
     .filter(|&(ns, _)| ns >= BEHIND_NS)?;
-    let inner = task.stack.first()?.symbol.as_deref()?;
-    let mut frames = task.stack.iter().enumerate();
-    let program = frames.rfind(|(_, frame)| frame.source.is_some());
-    let place = program.map_or_else(
-        || format!("in {inner}"),
-        |(_, frame)| format!("in the BPF program {}", program_place(frame)),
-    );
+    let Place {
+        inner,
+        program,
+        words: place,
+    } = place(task)?;
     let irqs = cpu
         .context
         .as_ref()
@@ -136,13 +134,11 @@ fn held(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
     if age < long {
         return None;
     }
-    let inner = task.stack.first()?.symbol.as_deref()?;
-    let mut frames = task.stack.iter().enumerate();
-    let program = frames.rfind(|(_, frame)| frame.source.is_some());
-    let place = program.map_or_else(
-        || format!("in {inner}"),
-        |(_, frame)| format!("in the BPF program {}", program_place(frame)),
-    );
+    let Place {
+        inner,
+        words: place,
+        ..
+    } = place(task)?;
     let context = cpu.context.as_ref();
     let depth = |read: fn(&scx_postmortem_format::report::CpuContext) -> Option<u32>| {
         context.and_then(read).filter(|&depth| depth > 0)
@@ -196,6 +192,31 @@ fn seconds(ns: u64) -> String {
 
 fn who(curr: &CurrTask) -> String {
     format!("{}[{}]", curr.comm, curr.pid)
+}
+
+/// Where a task is.
+struct Place<'t> {
+    /// The innermost function.
+    inner: &'t str,
+    /// The outermost frame of a BPF program, and its number.
+    program: Option<(usize, &'t Frame)>,
+    /// The more telling of the two.
+    words: String,
+}
+
+fn place(task: &TaskInfo) -> Option<Place<'_>> {
+    let inner = task.stack.first()?.symbol.as_deref()?;
+    let mut frames = task.stack.iter().enumerate();
+    let program = frames.rfind(|(_, frame)| frame.source.is_some());
+    let words = program.map_or_else(
+        || format!("in {inner}"),
+        |(_, frame)| format!("in the BPF program {}", program_place(frame)),
+    );
+    Some(Place {
+        inner,
+        program,
+        words,
+    })
 }
 
 /// `name() at file:line` of a frame of a BPF program.

@@ -18,6 +18,14 @@ pub enum Existing {
     Refuse,
 }
 
+impl Existing {
+    /// What an option such as `--force` asks for.
+    #[must_use]
+    pub const fn forced(force: bool) -> Self {
+        if force { Self::Replace } else { Self::Refuse }
+    }
+}
+
 /// A file under a temporary name in the directory of its final name, readable by its owner only.
 ///
 /// [`commit`](Self::commit) gives it its final name. Dropped before that, it is removed.
