@@ -13,13 +13,13 @@ use scx_postmortem_format::report::{
     DsqName, DualFailureDumpReport, EventCounter, ExitInfo, FailureDumpReport, Hex, InputInfo,
     IrqCount, KernelInfo, LogRecord, PerCpuTimeStats, PerNodeNumaStats, PostmortemReport,
     Provenance, SchedStats, SchedulerInfo, ScxSchedState, StarvedTask, TimerInfo, Unavailable,
-    UnavailableCode, VcpuRegSnapshot, WorkqueueInfo,
+    UnavailableCode, VcpuPerfSample, VcpuRegSnapshot, WorkqueueInfo,
 };
 
 use crate::addr::Kva;
 use crate::kernel::{Kernel, cpu_list};
 use crate::recover::Casts;
-use crate::source::VcpuRegs;
+use crate::source::{Image, VcpuRegs};
 use crate::walk::bpf::btfs::Btfs;
 use crate::walk::bpf::{self, maps};
 use crate::walk::clock::{self, Clock};
@@ -145,6 +145,7 @@ pub fn analyze_timed(
         scx_static_ranges: maps.heap.statics,
         sdt_alloc_unavailable: maps.heap.unavailable.map(str::to_owned),
         vcpu_regs: vcpu_regs(kernel, &mut remarks),
+        vcpu_perf_at_freeze: perf_counters(&kernel.image, &mut remarks),
         per_cpu_time: kernel_side.time,
         cgroup_psi: kernel_side.psi.leaves,
         per_node_numa: kernel_side.numa,
@@ -298,6 +299,27 @@ const GLOBALS: &str = "this kernel keeps its scheduler in globals (before 6.16),
 
 /// The section of the vCPUs' registers. A file can be whole without them.
 pub const VCPU_REGS: &str = "vcpu_regs";
+
+/// The section of the vCPUs' hardware counters, in reports and in manifests.
+pub const PERF_COUNTERS: &str = "vcpu_perf_at_freeze";
+
+/// The vCPUs' hardware counters, where the host had them.
+fn perf_counters(image: &Image, remarks: &mut Remarks) -> Vec<Option<VcpuPerfSample>> {
+    if let Some(counters) = &image.perf_counters {
+        return counters.clone();
+    }
+    let manifest = image.manifest.as_ref();
+    let mut missing = manifest.into_iter().flat_map(|m| &m.missing);
+    // An ELF core never has any, which needs no remark.
+    if let Some(item) = missing.find(|item| item.what == PERF_COUNTERS) {
+        remarks.unavailable.push(Unavailable {
+            section: PERF_COUNTERS.to_owned(),
+            code: UnavailableCode::NotInImage,
+            reason: item.reason.clone(),
+        });
+    }
+    Vec::new()
+}
 
 /// The samples of the monitor, if there was one.
 fn add_history(

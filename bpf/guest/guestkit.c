@@ -20,6 +20,7 @@
  *   guestkit arenapages MAP_ID FILE        every page that a BPF arena has, found through the kernel's page tables
  *   guestkit drain FROM TO                 what can be read without waiting
  *   guestkit locks FILE                    threads that wait for locks of each kind; who has which goes to FILE
+ *   guestkit sysrq KEY SECONDS COUNT       asks the kernel for a magic key that often, so many seconds apart
  *   guestkit sync                          sync(2): the host may have a breakpoint there
  *   guestkit lock SECONDS                  a niced thread, owner, holds the mutex of a pipe, asleep, while two others wait
  *                                          for it; it is woken after a while, with the lock still held
@@ -1126,6 +1127,20 @@ static int consume(int ring_id, int array_id, int seconds)
 
 /* --- */
 
+static int sysrq(const char *key, int seconds, int count)
+{
+	int fd = open("/proc/sysrq-trigger", O_WRONLY);
+
+	if (fd < 0)
+		die("/proc/sysrq-trigger");
+	while (count-- > 0) {
+		sleep(seconds);
+		if (write(fd, key, 1) != 1)
+			die("/proc/sysrq-trigger");
+	}
+	return 0;
+}
+
 /* mapkit.c, in the guests that need it: one program, because each has a C library in it. */
 int mapkit(int argc, char **argv) __attribute__((weak));
 
@@ -1173,6 +1188,8 @@ int main(int argc, char **argv)
 		return arena(atoi(argv[2]), strtoul(argv[3], NULL, 0), strtoul(argv[4], NULL, 0), argv[5]);
 	if (!strcmp(what, "locks") && argc > 2)
 		return locks(argv[2]);
+	if (!strcmp(what, "sysrq") && argc > 4)
+		return sysrq(argv[2], atoi(argv[3]), atoi(argv[4]));
 	if (!strcmp(what, "sync")) {
 		sync();
 		return 0;

@@ -10,7 +10,7 @@ use scx_postmortem_format::capture::{LEVEL_DEFAULT, LEVEL_SMALL};
 use scx_postmortem_format::report::Escaped;
 
 use crate::coordinator::Moment;
-use crate::machine::qemu::Accel;
+use crate::machine::qemu::{Accel, guardian};
 use crate::{convert, start};
 
 const EXAMPLES: &str = "\
@@ -60,6 +60,9 @@ enum Command {
     Initrd(Box<InitrdArgs>),
     /// Watches the guest of a QEMU that is running already. It goes on afterwards.
     Attach(AttachArgs),
+    /// Lets an attached guest go on when `capture` is killed; started by `attach`.
+    #[command(name = guardian::COMMAND, hide = true)]
+    Guardian,
 }
 
 /// What `capture run` is told.
@@ -308,6 +311,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Run(args) => start::run(args),
         Command::Initrd(args) => start::initrd(args).map(|()| 0),
         Command::Attach(args) => start::attach(args),
+        Command::Guardian => return guardian::run(),
     };
     match done {
         Ok(code) => ExitCode::from(code),

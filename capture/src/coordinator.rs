@@ -41,6 +41,9 @@ const DUMP: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(3);
 /// What the kernel writes when it is at its end.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// `enum kmsg_dump_reason` (include/linux/kmsg_dump.h): why the kernel hands out its log.
+const KMSG_DUMP_PANIC: u64 = 1;
+const KMSG_DUMP_OOPS: u64 = 2;
 
 /// Where the console's output goes besides.
 pub(crate) type Echo<'a> = Option<Box<dyn Fn(&[u8]) + 'a>>;
@@ -87,7 +90,7 @@ pub(crate) struct Triggers {
 /// Why an image was taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Fired {
-    /// Stable name: `scx_exit`, `runnable_age`, `panic`, `console`, `signal`, `time`, `asked`, `lost`.
+    /// Stable name: `scx_exit`, `runnable_age`, `panic`, `oops`, `console`, `signal`, `time`, `asked`, `lost`.
     pub(crate) kind: &'static str,
     /// For people.
     pub(crate) detail: String,
@@ -202,6 +205,15 @@ pub(crate) enum Early {
         /// The age that made it due, jiffies.
         age: u64,
         threshold: u64,
+        /// Which scheduler it shows: its number among those that came.
+        of: u64,
+    },
+    /// None was due before the late image, and what that shows is as old: it stands for both (the
+    /// contract's section 6.13).
+    Promoted {
+        /// The age that the late image shows, jiffies.
+        age: u64,
+        threshold: u64,
     },
     /// Its memory could not be kept.
     Failed(String),
@@ -232,6 +244,8 @@ pub(crate) struct Outcome {
     pub(crate) end: End,
     pub(crate) early: Early,
     pub(crate) late: Option<Snapshot>,
+    /// Both images are there, and show different schedulers.
+    pub(crate) apart: bool,
 }
 
 /// Where the coordinator is once the kernel was found.
@@ -261,6 +275,8 @@ pub(crate) struct Coordinator<'a> {
     started: Instant,
     found: Option<Found>,
     searched: Option<Instant>,
+    /// Memory may hold an earlier kernel as well.
+    was_reset: bool,
     sampled: Option<Instant>,
     why_not: String,
     console: Vec<u8>,
@@ -268,6 +284,8 @@ pub(crate) struct Coordinator<'a> {
     seen: usize,
     said: Option<String>,
     attached: Option<Scheduler>,
+    /// How many have come.
+    schedulers: u64,
     phase: Phase,
     /// When a watchpoint saw the store of an exit kind.
     stored: Option<Instant>,
@@ -306,12 +324,14 @@ impl<'a> Coordinator<'a> {
             started: Instant::now(),
             found: None,
             searched: None,
+            was_reset: false,
             sampled: None,
             why_not: "the guest wrote nothing to its console".into(),
             console: Vec::new(),
             seen: 0,
             said: None,
             attached: None,
+            schedulers: 0,
             phase: Phase::Watching,
             stored: None,
             sound: None,
@@ -341,9 +361,12 @@ impl<'a> Coordinator<'a> {
             Ok((end, late)) => (end, late),
             Err(error) => self.lost(machine, &error),
         };
+        let early = std::mem::take(&mut self.early);
+        let apart = matches!(early, Early::Taken { of, .. } if of != self.schedulers);
         Outcome {
             end,
-            early: std::mem::take(&mut self.early),
+            apart: apart && late.is_some(),
+            early,
             late,
         }
     }
@@ -355,11 +378,12 @@ impl<'a> Coordinator<'a> {
         loop {
             match machine.wait(TICK)? {
                 Some(Event::Ended { how }) => return Ok(self.ended(machine, how)),
-                Some(Event::Stopped { at, rsp }) => {
-                    if let Some(fired) = self.arrived(machine, at, rsp)? {
+                Some(Event::Stopped { at, rsp, rdi }) => {
+                    if let Some(fired) = self.arrived(machine, at, rsp, rdi)? {
                         return self.late(machine, fired);
                     }
                 }
+                Some(Event::Restarted) => self.restarted(machine)?,
                 None => {}
             }
             if self.triggers.end.load(Ordering::Relaxed) {
@@ -376,6 +400,20 @@ impl<'a> Coordinator<'a> {
                 return Ok((End::TimeOver, None));
             }
         }
+    }
+
+    /// The guest boots again: its kernel will be elsewhere.
+    fn restarted(&mut self, machine: &mut dyn Machine) -> Result<(), MachineError> {
+        (self.tell)("the guest was reset");
+        self.why_not = "the guest was reset, and its kernel was not found again".into();
+        self.found = None;
+        self.searched = None;
+        self.attached = None;
+        self.phase = Phase::Watching;
+        (self.stored, self.sound, self.latch) = (None, None, None);
+        self.stops = machine.stop_at(&[])?;
+        self.was_reset = true;
+        Ok(())
     }
 
     /// The guest is off. What had failed by then is worth its memory, which is still there.
@@ -508,6 +546,7 @@ impl<'a> Coordinator<'a> {
         if place(&seen.scheduler) != place(&self.attached) {
             if let Some(scheduler) = &seen.scheduler {
                 (self.tell)(&format!("scheduler {}", scheduler.name));
+                self.schedulers += 1;
             }
             self.attached.clone_from(&seen.scheduler);
             if self.phase == Phase::Watching {
@@ -542,7 +581,8 @@ impl<'a> Coordinator<'a> {
         if again.is_none_or(|again| again.at != scheduler.at || again.exit_kind == 0) {
             return Ok(None);
         }
-        let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
+        let entry = self.found.as_ref().and_then(|found| found.dump_entry);
+        let breaks = entry.is_some_and(|entry| self.stops.contains(&Stop::Execute(entry)));
         let failing = Phase::Failing {
             since: Instant::now(),
             by: if scheduler.failed {
@@ -630,6 +670,7 @@ impl<'a> Coordinator<'a> {
                 snapshot: Box::new(snapshot),
                 age,
                 threshold: half,
+                of: self.schedulers,
             },
             Err(why) => Early::Failed(why),
         };
@@ -642,7 +683,7 @@ impl<'a> Coordinator<'a> {
             return Ok(());
         }
         machine.refresh()?;
-        match self.eyes.find(machine.memory()) {
+        match self.eyes.find(machine.memory(), self.was_reset) {
             Ok(found) => {
                 (self.tell)(&format!("kernel {}", found.release));
                 if !found.has_sched_ext {
@@ -663,10 +704,12 @@ impl<'a> Coordinator<'a> {
     fn set_stops(&mut self, machine: &mut dyn Machine) -> Result<(), MachineError> {
         let entry = self.found.as_ref().and_then(|found| found.dump_entry);
         let entry = entry.map(Stop::Execute);
+        let log_dump = self.found.as_ref().and_then(|found| found.log_dump);
+        let entries = entry.into_iter().chain(log_dump.map(Stop::Execute));
         let kind = self.attached.as_ref().map(|s| Stop::Write(s.exit_kind_at));
         let wanted: Vec<Stop> = match self.triggers.moment {
-            Moment::Dump => entry.into_iter().collect(),
-            Moment::Timed | Moment::Store => kind.into_iter().chain(entry).collect(),
+            Moment::Dump => entries.collect(),
+            Moment::Timed | Moment::Store => kind.into_iter().chain(entries).collect(),
             Moment::Poll => Vec::new(),
         };
         self.stops = machine.stop_at(&wanted)?;
@@ -679,8 +722,10 @@ impl<'a> Coordinator<'a> {
         machine: &mut dyn Machine,
         at: Stop,
         rsp: u64,
+        rdi: u64,
     ) -> Result<Option<Fired>, MachineError> {
         let entry = self.found.as_ref().and_then(|found| found.dump_entry);
+        let log_dump = self.found.as_ref().and_then(|found| found.log_dump);
         let fired = match (at, &self.phase) {
             (Stop::Write(_), _) => match self.written() {
                 Some(scheduler) => match entry.filter(|_| self.triggers.moment == Moment::Timed) {
@@ -710,6 +755,17 @@ impl<'a> Coordinator<'a> {
             (Stop::Execute(at), _) if entry == Some(at) => {
                 return self.dumping(machine, rsp);
             }
+            (Stop::Execute(at), _) if log_dump == Some(at) => match rdi {
+                KMSG_DUMP_PANIC => Some(self.crashed("panic", "the guest's kernel panicked")),
+                KMSG_DUMP_OOPS => {
+                    Some(self.crashed("oops", "the guest's kernel met a bug of its own"))
+                }
+                // It is being shut down. A breakpoint that a vCPU stands on would be met again.
+                _ => {
+                    self.forget(|found| found.log_dump = None);
+                    None
+                }
+            },
             // Set before, and no longer of interest.
             (Stop::Execute(_), _) => None,
         };
@@ -720,6 +776,22 @@ impl<'a> Coordinator<'a> {
         self.set_stops(machine)?;
         machine.resume()?;
         Ok(None)
+    }
+
+    /// The kernel is about to hand its log to whoever keeps it: it is at its end, or one of its
+    /// tasks is.
+    fn crashed(&self, kind: &'static str, detail: &str) -> Fired {
+        Fired {
+            by: Some("breakpoint"),
+            latch: self.latch,
+            ..Fired::new(kind, detail)
+        }
+    }
+
+    fn forget(&mut self, what: impl FnOnce(&mut Found)) {
+        if let Some(found) = &mut self.found {
+            what(found);
+        }
     }
 
     /// A vCPU has written to the exit kind.
@@ -741,6 +813,8 @@ impl<'a> Coordinator<'a> {
                 let what = "at the entry of scx_dump_state; its return address is unreadable";
                 return Ok(Some(self.failed(scheduler, "breakpoint", what)));
             }
+            // The breakpoint that the vCPU stands on would be met again.
+            self.forget(|found| found.dump_entry = None);
             self.set_stops(machine)?;
             machine.resume()?;
             return Ok(None);
@@ -761,8 +835,12 @@ impl<'a> Coordinator<'a> {
         machine: &mut dyn Machine,
         fired: Fired,
     ) -> Result<(End, Option<Snapshot>), MachineError> {
+        let stalled = fired.kind == "scx_exit";
         let snapshot = if self.triggers.goes_on {
             let snapshot = copy(machine, fired, self.started);
+            if stalled && snapshot.as_ref().is_ok_and(|late| !late.is_degraded()) {
+                self.promote();
+            }
             // Whatever comes of this, the guest goes on as it was promised when we leave, and a copy
             // that was taken is kept.
             let _ = machine.stop_at(&[]);
@@ -772,7 +850,11 @@ impl<'a> Coordinator<'a> {
                 why,
             })?
         } else {
-            hold(machine, fired, self.started)?
+            let snapshot = hold(machine, fired, self.started)?;
+            if stalled && !snapshot.is_degraded() {
+                self.promote();
+            }
+            snapshot
         };
         // The guest's last state is its timeline's last sample.
         if self.triggers.sample_every.is_some() {
@@ -780,6 +862,17 @@ impl<'a> Coordinator<'a> {
         }
         self.listen(machine);
         Ok((End::Late, Some(snapshot)))
+    }
+
+    /// Looks at the guest that stands still for the age that no look at the running one has seen.
+    fn promote(&mut self) {
+        if !matches!(self.early, Early::Waiting { .. }) {
+            return;
+        }
+        let seen = self.eyes.ages();
+        if let Some((age, threshold)) = seen.filter(|&(age, half)| age >= half && half > 0) {
+            self.early = Early::Promoted { age, threshold };
+        }
     }
 
     /// The machine does not do what it should, or is gone. Its memory is still there.

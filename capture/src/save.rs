@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | none | sound or degraded | the late one, under the output's name |
 //! | sound | sound | one dual capture, under the output's name |
+//! | none was due, the late one is as old | sound | one dual capture of the late one twice |
+//! | sound | sound, of another scheduler | the late one under the output's name; the early one, tagged `early-only-late-never-fired` |
 //! | sound | degraded | the early one, tagged `early-pre-late-degraded`; the late one under the output's name |
 //! | degraded | any | the early one, tagged `early-degraded`; the late one under the output's name |
 //! | any | none | the early one, tagged `early-only-late-never-fired` or `…-suppressed` |
@@ -14,6 +16,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use scx_postmortem_analyze::analysis::PERF_COUNTERS;
 use scx_postmortem_analyze::exclude::{self, Rules};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::Image;
@@ -30,6 +33,12 @@ use scx_postmortem_format::report::{
 
 use crate::coordinator::{Early, Outcome, Snapshot};
 use crate::watch::Found;
+
+/// `SCX_EXIT_ERROR_STALL`.
+const STALL: i64 = 1026;
+/// Why two images of a run are not compared.
+const APART: &str =
+    "the early image is of another scheduler, which was replaced; see the tagged file beside";
 
 /// What is the same for all images of a guest.
 #[derive(Debug, Clone, Default)]
@@ -89,17 +98,40 @@ pub(crate) fn save(
         Ok(file) => saved.push(file),
         Err(why) => failed.push(why),
     };
-    let skipped = skipped(&outcome.early, guest);
+    let stalled = outcome.late.as_ref().and_then(|late| late.fired.exit_kind) == Some(STALL);
+    let skipped = match outcome.apart {
+        true => Some(APART.to_owned()),
+        false => skipped(&outcome.early, stalled, guest),
+    };
+    let mut promoted = None;
     let early = match outcome.early {
         Early::Taken {
             snapshot,
             age,
             threshold,
+            ..
         } => Some((snapshot, age, threshold)),
+        Early::Promoted { age, threshold } => {
+            promoted = Some((age, threshold));
+            None
+        }
         _ => None,
     };
     match (early, outcome.late) {
-        (None, Some(late)) => keep(single(guest, &late, target.output, target, skipped)),
+        (None, Some(late)) => keep(match promoted {
+            Some(ages) => dual(guest, &late, ages, &late, target),
+            None => single(guest, &late, target.output, target, skipped),
+        }),
+        (Some((early, ..)), Some(late)) if outcome.apart => {
+            keep(single(guest, &late, target.output, target, skipped));
+            let tag = if early.is_degraded() {
+                SNAPSHOT_TAG_EARLY_DEGRADED
+            } else {
+                SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED
+            };
+            let path = tagged(target.output, tag);
+            keep(single(guest, &early, &path, target, None));
+        }
         (Some((early, age, threshold)), Some(late))
             if !early.is_degraded() && !late.is_degraded() =>
         {
@@ -140,9 +172,9 @@ pub(crate) fn save(
 }
 
 /// Why there is no early image beside a late one, in the contract's words (section 3.5).
-fn skipped(early: &Early, guest: &Guest) -> Option<String> {
+fn skipped(early: &Early, stalled: bool, guest: &Guest) -> Option<String> {
     match early {
-        Early::NotWanted => None,
+        Early::NotWanted | Early::Promoted { .. } => None,
         Early::Failed(why) => Some(reasons::early_degraded(why)),
         Early::Taken { snapshot, .. } => {
             let faults = snapshot.frozen.faults.join("; ");
@@ -154,6 +186,8 @@ fn skipped(early: &Early, guest: &Guest) -> Option<String> {
             None => reasons::early_prerequisites(&guest.why_not),
             Some(kernel) => match &kernel.no_ages {
                 Some(why) => reasons::early_prerequisites(why),
+                // A stall that the kernel's own tick has seen, with no task that waited.
+                None if stalled && *peak == 0 => reasons::EARLY_TICK_STALL.to_owned(),
                 None => reasons::early_never_crossed(*peak, *threshold),
             },
         }),
@@ -227,9 +261,13 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
             ..Abandoned::default()
         });
     }
-    let missing = guest.kernel.is_none().then(|| MissingItem {
-        what: "kernel".into(),
-        reason: guest.why_not.clone(),
+    let kernel = guest.kernel.is_none().then_some(("kernel", &guest.why_not));
+    let counters = snapshot.frozen.no_counters.as_ref();
+    let missing = kernel.into_iter();
+    let missing = missing.chain(counters.map(|why| (PERF_COUNTERS, why)));
+    let missing = missing.map(|(what, reason)| MissingItem {
+        what: what.into(),
+        reason: reason.clone(),
     });
     Manifest {
         version: 1,
@@ -248,7 +286,7 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
         timings: Some(snapshot.timings.clone()),
         degraded,
         abandoned,
-        missing: missing.into_iter().collect(),
+        missing: missing.collect(),
         ..Manifest::default()
     }
 }
@@ -262,7 +300,11 @@ fn registers(snapshot: &Snapshot) -> Vec<Note> {
         let json = serde_json::to_vec(v).ok()?;
         Some(Note::scxpm(note_types::VCPU_STATE, json))
     });
-    prstatus.chain(qemu).chain(own).collect()
+    let counters = &snapshot.frozen.counters;
+    let counters = (!counters.is_empty()).then(|| serde_json::to_vec(counters).ok());
+    let counters = counters.flatten();
+    let counters = counters.map(|json| Note::scxpm(note_types::PERF_COUNTERS, json));
+    prstatus.chain(qemu).chain(own).chain(counters).collect()
 }
 
 fn notes(guest: &Guest, snapshot: &Snapshot) -> Vec<Note> {
@@ -311,6 +353,14 @@ fn dual(
     exclude(guest, &[late, early], target, &mut spec);
     let before = late.taken.saturating_duration_since(early.taken);
     let mut trigger = trigger(early);
+    if std::ptr::eq(early, late) {
+        // Nobody saw it before; the late image shows it.
+        trigger.kind = "runnable_age".into();
+        trigger.detail = Some(format!(
+            "a task was runnable for {age} jiffies at the late image, which stands for both"
+        ));
+        trigger.extra.clear();
+    }
     let extra = &mut trigger.extra;
     extra.insert("max_age_jiffies".into(), age.into());
     extra.insert("threshold_jiffies".into(), threshold.into());
@@ -398,7 +448,14 @@ fn write(
     };
     match write_capture(file.file(), spec, snapshot.memory.source(), &options) {
         Ok(summary) => {
-            file.commit().map_err(|e| failed(&e))?;
+            if let Err((error, kept)) = file.commit_or_keep() {
+                return Err(failed(&match kept {
+                    Ok(partial) => {
+                        format!("{error}; the whole capture is in {}", partial.display())
+                    }
+                    Err(why) => format!("{error}; nothing was kept ({why})"),
+                }));
+            }
             Ok(Saved {
                 path: path.to_owned(),
                 summary,
@@ -420,10 +477,20 @@ fn write(
     }
 }
 
-/// Whether an output can be written to, before a guest is run for it.
-pub(crate) fn check(path: &Path, existing: Existing) -> io::Result<()> {
+/// Whether an output can be written to, before a guest is run for it; with `early` also what an
+/// early image may be kept as.
+pub(crate) fn check(path: &Path, existing: Existing, early: bool) -> io::Result<()> {
+    let tags = [
+        SNAPSHOT_TAG_EARLY_DEGRADED,
+        SNAPSHOT_TAG_EARLY_PRE_LATE_DEGRADED,
+        SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED,
+        SNAPSHOT_TAG_EARLY_ONLY_LATE_SUPPRESSED,
+    ];
+    let tagged = tags.iter().filter(|_| early).map(|tag| tagged(path, tag));
     // Created and dropped: that is the check.
-    AtomicFile::create(path, existing).map(drop)
+    std::iter::once(path.to_owned())
+        .chain(tagged)
+        .try_for_each(|path| AtomicFile::create(&path, existing).map(drop))
 }
 
 #[cfg(test)]

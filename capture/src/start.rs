@@ -56,13 +56,19 @@ struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    fn new(args: &'a OutputArgs, name: &str, inputs: &[&Path]) -> Result<Self, Failure> {
+    fn new(
+        args: &'a OutputArgs,
+        name: &str,
+        inputs: &[&Path],
+        early: bool,
+    ) -> Result<Self, Failure> {
         args.prepare().map_err(failure(OUTPUT))?;
         let path = args.path(name);
         may_write(&path, inputs, args.force).map_err(failure(OUTPUT))?;
         let output = Self { path, args };
         // Before a guest runs for minutes for it.
-        save::check(&output.path, output.existing()).map_err(|e| failure(OUTPUT)(e.to_string()))?;
+        save::check(&output.path, output.existing(), early)
+            .map_err(|e| failure(OUTPUT)(e.to_string()))?;
         Ok(output)
     }
 
@@ -87,7 +93,7 @@ fn name_of(args: &RunArgs) -> String {
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let inputs = [Some(args.guest.kernel.as_path()), args.initrd.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
-    let output = Output::new(&args.to, &name_of(args), &inputs)?;
+    let output = Output::new(&args.to, &name_of(args), &inputs, args.when.dual)?;
     let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
     triggers.console.clone_from(&args.console);
 
@@ -160,7 +166,7 @@ pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
 
 /// Watches a guest that is running already; the exit code.
 pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
-    let output = Output::new(&args.to, "guest", &[])?;
+    let output = Output::new(&args.to, "guest", &[], args.when.dual)?;
     let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
     triggers.goes_on = true;
     triggers.at_once = args.now;

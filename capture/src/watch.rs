@@ -4,10 +4,11 @@
 //! through the monitor's sampler. Everything read can be torn, since nothing is stopped: a value is
 //! acted upon only where a wrong one does no harm, or after it was read again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use scx_postmortem_analyze::addr::Kva;
-use scx_postmortem_analyze::error::Result;
+use scx_postmortem_analyze::error::{Error, Result};
 use scx_postmortem_analyze::kernel::vmcoreinfo::Vmcoreinfo;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::monitor::Sampler;
@@ -30,11 +31,17 @@ const MAX_AGE: u64 = 86_400_000;
 
 /// Sees what goes on in a guest's kernel. The coordinator knows nothing else of kernels.
 pub(crate) trait Eyes {
-    /// Looks for the kernel of a guest that runs, or says why it cannot be found yet.
-    fn find(&mut self, memory: &GuestMemory) -> std::result::Result<Found, String>;
+    /// Looks for the kernel of a guest that runs, or says why it cannot be found yet. With `ticks`
+    /// only for one whose jiffies went on since the last search: after a reset the memory still
+    /// holds the kernel that was there before.
+    fn find(&mut self, memory: &GuestMemory, ticks: bool) -> std::result::Result<Found, String>;
 
     /// Looks at the guest while it runs, with `ages` also for how long tasks have waited. `None`: what was read was torn; look again.
     fn look(&mut self, ages: bool) -> Option<Seen>;
+
+    /// How long tasks of the attached scheduler have waited, or its watchdog has not run, and half of
+    /// the watchdog's limit, in jiffies.
+    fn ages(&self) -> Option<(u64, u64)>;
 
     /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
     /// still.
@@ -58,6 +65,9 @@ pub(crate) struct Found {
     /// Entry of `scx_dump_state`: where the kernel goes once a scheduler has failed, and before it
     /// touches any queue.
     pub(crate) dump_entry: Option<u64>,
+    /// Entry of `kmsg_dump_desc`: where the kernel goes in a panic or an oops, once it has written
+    /// its message.
+    pub(crate) log_dump: Option<u64>,
     /// Why an early image cannot be waited for.
     pub(crate) no_ages: Option<String>,
 }
@@ -122,6 +132,9 @@ pub(crate) struct Live {
     probe: bool,
     /// The scheduler that was there when it was looked for.
     searched_at: Option<u64>,
+    /// By VMCOREINFO: the jiffies that kernels were last seen with, while it is not known which of
+    /// them runs.
+    jiffies: BTreeMap<String, u64>,
 }
 
 struct Known {
@@ -130,13 +143,16 @@ struct Known {
 }
 
 impl Eyes for Live {
-    fn find(&mut self, memory: &GuestMemory) -> std::result::Result<Found, String> {
+    fn find(&mut self, memory: &GuestMemory, ticks: bool) -> std::result::Result<Found, String> {
         let touched = Touched::new(memory).map_err(|e| e.to_string())?;
         let mut why = "no VMCOREINFO in the guest's memory yet".to_owned();
         for candidate in Vmcoreinfo::scan(&touched) {
             let own = memory.share().map_err(|e| e.to_string())?;
             let image = Image::live(Box::new(own), candidate.text().as_bytes().to_vec());
             match Kernel::find(image, &Overrides::default()) {
+                Ok(kernel) if ticks && !self.has_ticked(&kernel) => {
+                    why = "the only kernel in memory does not run".into();
+                }
                 Ok(kernel) => return Ok(self.take(kernel)),
                 Err(reason) => why = reason,
             }
@@ -148,12 +164,7 @@ impl Eyes for Live {
         let known = self.known.as_ref()?;
         let scheduler = known.attached().ok()?;
         let ages = scheduler.as_ref().filter(|s| ages && s.exit_kind == 0);
-        let ages = ages.and_then(|s| {
-            let waiting = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
-            let (watchdog, half) = known.watchdog(Kva(s.at)).ok()?;
-            let waiting = Some(waiting).filter(|&age| age <= MAX_AGE);
-            Some((watchdog.max(waiting.unwrap_or(0)), half))
-        });
+        let ages = ages.and_then(|s| self.ages_of(known, s));
         // It is loaded before any scheduler, and looking for it takes a walk over all maps.
         let at = scheduler.as_ref().map(|scheduler| scheduler.at);
         if self.probe && self.latch.is_none() && at.is_some() && at != self.searched_at {
@@ -167,6 +178,11 @@ impl Eyes for Live {
             half_timeout: ages.map(|(_, half)| half),
             scheduler,
         })
+    }
+
+    fn ages(&self) -> Option<(u64, u64)> {
+        let known = self.known.as_ref()?;
+        self.ages_of(known, &known.attached().ok()??)
     }
 
     fn failure(&self) -> Option<Scheduler> {
@@ -208,6 +224,23 @@ impl Live {
         timeline.map(Timeline::to_note)
     }
 
+    /// Whether a kernel's jiffies are others than when it was last asked for.
+    fn has_ticked(&mut self, kernel: &Kernel) -> bool {
+        let Ok(now) = clock::jiffies(kernel) else {
+            return false;
+        };
+        let text = kernel.vmcoreinfo.text().to_owned();
+        let before = self.jiffies.insert(text, now);
+        before.is_some_and(|before| before != now)
+    }
+
+    fn ages_of(&self, known: &Known, scheduler: &Scheduler) -> Option<(u64, u64)> {
+        let waiting = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
+        let (watchdog, half) = known.watchdog(Kva(scheduler.at)).ok()?;
+        let waiting = Some(waiting).filter(|&age| age <= MAX_AGE);
+        Some((watchdog.max(waiting.unwrap_or(0)), half))
+    }
+
     fn take(&mut self, kernel: Kernel) -> Found {
         let names = [
             "scx_dump_state",
@@ -215,6 +248,9 @@ impl Live {
             "scx_dump_state.constprop.0",
         ];
         let dump = names.iter().find_map(|name| kernel.symbol(name).ok());
+        // Without the description before 6.12.
+        let log_dump = ["kmsg_dump_desc", "kmsg_dump"];
+        let log_dump = log_dump.iter().find_map(|name| kernel.symbol(name).ok());
         let has_sched_ext = scx_postmortem_analyze::analysis::has_sched_ext(&kernel);
         // What samples lack of waiting tasks, or of the jiffies that their ages count in, ages lack.
         let sampler = Sampler::new(&kernel);
@@ -232,6 +268,7 @@ impl Live {
             release: kernel.release().to_owned(),
             vmcoreinfo: kernel.vmcoreinfo.text().as_bytes().to_vec(),
             dump_entry: dump.filter(|_| has_sched_ext).map(|at| at.0),
+            log_dump: log_dump.map(|at| at.0),
             no_ages,
             has_sched_ext,
         };
@@ -266,6 +303,11 @@ impl Known {
         let exit_kind = kind.i64()?;
         let ty = self.kernel.btf.find("enum scx_exit_kind").ok();
         let name = ty.and_then(|ty| self.kernel.btf.enumerator_name(ty, exit_kind));
+        if ty.is_some() && name.is_none() {
+            let what =
+                format!("the exit kind is {exit_kind}, which enum scx_exit_kind does not have");
+            return Err(Error::Damaged(what));
+        }
         Ok(Scheduler {
             at: sched.address().0,
             name: sched.member("ops.name")?.text()?,

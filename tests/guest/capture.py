@@ -82,9 +82,13 @@ class Rig:
             built = schedulers.build(self.archive, "lavd")
             config = self.where / f"config-{kernel}"
             config.write_bytes(self.archive.config(found))
-            # It is stopped in the middle of its work: lavd does not fail by itself.
+            # It does not fail by itself. A real-time task that never sleeps, with nothing that bounds
+            # it, keeps a CPU from it, and a task that may run nowhere else waits until the watchdog ends it.
             return out + ["--scheduler", str(built["binary"]), "--kernel-config", str(config),
-                          "--workload", "guestkit task busy -t 4 pulse 1000 1000"]
+                          "--append", "sysctl.kernel.sched_rt_runtime_us=-1",
+                          "--workload", "guestkit task busy -t 4 pulse 1000 1000",
+                          "--workload", "guestkit task bound -c 1 pulse 1000 1000",
+                          "--workload", "guestkit hold 40 1"]
         out += ["--scheduler", str(ROOT / f"bpf/objects/{demo}.bpf.o")]
         work = {
             "stall": ["guestkit task starve -t 4 spin", "guestkit task busy spin"],
@@ -98,7 +102,8 @@ class Rig:
     def command(self, demo, kernel, name, *more):
         output = self.where / f"{name}.core.zst"
         output.unlink(missing_ok=True)
-        return [str(CAPTURE), "run", *self.guest(demo, kernel), "--timeout", "150", "-o", str(output), *more], output
+        more = more if "--timeout" in more else ("--timeout", "150", *more)
+        return [str(CAPTURE), "run", *self.guest(demo, kernel), "-o", str(output), *more], output
 
 
 def emulators(parent=None):
@@ -454,22 +459,124 @@ def case_attach(rig, kernel):
     return ", ".join(out)
 
 
+class Other:
+    """A QEMU that someone else started, with two monitors: one for capture, one for its owner."""
+
+    def __init__(self, rig, kernel, *workloads):
+        initrd = rig.where / "other.initrd"
+        more = [word for line in workloads for word in ("--workload", line)]
+        subprocess.run([str(CAPTURE), "initrd", *rig.guest("healthy", kernel), *more, "-o", str(initrd), "--force"],
+                       check=True)
+        self.sockets = [rig.where / "qmp0", rig.where / "qmp1"]
+        self.console = rig.where / "other.console"
+        self.console.unlink(missing_ok=True)
+        command = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=multi",
+            "-cpu", "max,la57=off", "-smp", "2", "-m", "512M", "-machine", "pc", "-kernel", str(rig.kernel(kernel)["image"]),
+            "-initrd", str(initrd), "-append", "console=ttyS0 panic=0 tsc=reliable no_timer_check",
+            "-serial", f"file:{self.console}",
+        ]
+        for socket in self.sockets:
+            command += ["-qmp", f"unix:{socket},server=on,wait=off"]
+        self.qemu = subprocess.Popen(command)
+
+    def __enter__(self):
+        deadline = time.time() + 120
+        while not self.console.exists() or b"enabled" not in self.console.read_bytes():
+            check(self.qemu.poll() is None and time.time() < deadline, "the scheduler was not loaded")
+            time.sleep(0.5)
+        self.owner = Qmp(self.sockets[1], time.time() + 10)
+        return self
+
+    def __exit__(self, *_):
+        self.qemu.kill()
+        self.qemu.wait()
+        for socket in self.sockets:
+            socket.unlink(missing_ok=True)
+
+    def attach(self, output, *more):
+        return subprocess.Popen([str(CAPTURE), "attach", "--qmp", str(self.sockets[0]), "-o", str(output), "--force", *more],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def works(self, text):
+        """It runs, and does something."""
+        check(self.owner.ask("query-status")["running"], f"{text}: the guest stands still")
+        before = cpu_time(self.qemu.pid)
+        time.sleep(2)
+        check(cpu_time(self.qemu.pid) > before, f"{text}: the guest does nothing any more")
+
+
+def case_owner(rig, kernel):
+    """Its owner stops, resumes and resets an attached guest; capture is killed; it is left as its owner has it."""
+    output = rig.where / "owner.core.zst"
+    # Every three seconds a dump of the scheduler, at whose entry the breakpoint is.
+    with Other(rig, kernel, "guestkit sysrq D 3 1000") as other:
+        # Stopped by its owner: the capture is taken, and the guest stays stopped.
+        child = other.attach(output, "--after", "12")
+        time.sleep(6)
+        other.owner.ask("stop")
+        _, err = child.communicate(timeout=90)
+        check(child.returncode == 0, f"stopped by its owner: exit {child.returncode}: {err}")
+        check(not other.owner.ask("query-status")["running"], "a guest that its owner had stopped was resumed")
+        whole(output)
+        other.owner.ask("cont")
+        other.works("after its owner resumed it")
+        # Killed: no breakpoint is left behind for the next dump.
+        child = other.attach(output, "--timeout", "60")
+        time.sleep(8)
+        check(child.poll() is None, f"attach ended: {child.poll()}")
+        child.kill()
+        child.wait()
+        time.sleep(8)
+        other.works("after capture was killed")
+        # Reset: its kernel is somewhere else then, and found again.
+        child = other.attach(output, "--after", "60")
+        time.sleep(6)
+        other.owner.ask("system_reset")
+        _, err = child.communicate(timeout=180)
+        check(child.returncode == 0, f"reset: exit {child.returncode}: {err}")
+        name = report(output)["postmortem"]["scheduler"]["ops_name"]
+        check(name == "demo_healthy", f"after a reset: {name}")
+        other.works("after a reset")
+    return "stopped and left so, killed and left running, reset and found again"
+
+
+def case_panic(rig, kernel):
+    """The kernel itself fails, in a guest of our own and in someone else's, whose console nobody reads."""
+    command, own = rig.command("healthy", kernel, "panic", "--workload", "guestkit sysrq c 8 1")
+    code, _, err = run(command)
+    check(code == 10, f"exit {code}: {err}")
+    other_one = rig.where / "panic-other.core.zst"
+    with Other(rig, kernel, "guestkit sysrq c 20 1") as other:
+        child = other.attach(other_one, "--timeout", "90")
+        _, err = child.communicate(timeout=180)
+        check(child.returncode == 10, f"attached: exit {child.returncode}: {err}")
+    for path in (own, other_one):
+        trigger = manifest(path)["trigger"]
+        check(trigger["kind"] == "panic", f"{path.name}: {trigger}")
+        said = [line["text"] for line in report(path)["postmortem"]["kernel_log"]]
+        check(any("sysrq triggered crash" in line for line in said), f"{path.name}: the log ends with {said[-3:]}")
+    return f"{manifest(own)['trigger']['detail']}; attached: {trigger['detail']} ({trigger['by']})"
+
+
 def cpu_time(pid):
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
 
 
 def case_lavd(rig, kernel):
-    """A real scheduler, under load, asked for a capture."""
-    output = rig.where / "lavd.core.zst"
-    output.unlink(missing_ok=True)
-    command = [str(CAPTURE), "run", *rig.guest("lavd", kernel), "--timeout", "280", "--memory", "768M", "-o", str(output),
-               "--after", "200"]
-    code, _, err = run(command, timeout=320)
-    check(code == 0, f"exit {code}: {err}")
+    """A real scheduler, under load, with a CPU that a real-time task does not give back."""
+    command, output = rig.command("lavd", kernel, f"lavd-{kernel}", "--timeout", "280", "--memory", "768M")
+    code, out, err = run(command, timeout=340)
+    check(code == 10, f"exit {code}: {err}")
     single = report(output)
-    check("lavd" in single["postmortem"]["scheduler"]["ops_name"], f"{single['postmortem']['headline']}")
-    return f"{single['postmortem']['scheduler']['name']}, {output.stat().st_size >> 20} MiB"
+    own = single["postmortem"]
+    check("lavd" in own["scheduler"]["ops_name"], f"{own['headline']}")
+    check(own["exit_info"]["kind"] == 1026, f"exit kind {own['exit_info']['kind']}: {own['headline']}")
+    check([task["comm"] for task in own["starved"]] == ["bound"], f"starved: {own['starved']}")
+    rule = own["findings"][0]["rule"]
+    check(rule == "real-time-hog", f"first finding: {own['findings'][0]}")
+    return f"{own['scheduler']['ops_name']}: {own['findings'][0]['what']}; {output.stat().st_size >> 20} MiB"
 
 
 def cases(everything):
@@ -487,13 +594,16 @@ def cases(everything):
     yield "none", lambda rig: case_no_scheduler(rig, "7.3")
     yield "package-6.18", lambda rig: case_package(rig, "6.18")
     yield "attach", lambda rig: case_attach(rig, "7.3")
+    yield "owner", lambda rig: case_owner(rig, "7.3")
+    yield "panic", lambda rig: case_panic(rig, "7.3")
     if everything:
         yield "dual-6.18", lambda rig: case_dual(rig, "6.18")
         yield "timed-6.18", lambda rig: case_timed(rig, "6.18")
         yield "hang", lambda rig: case_hang(rig, "7.3")
         yield "two", lambda rig: case_two(rig, "7.3")
         yield "max", lambda rig: case_max_size(rig, "7.3")
-        yield "lavd-7.3", lambda rig: case_lavd(rig, "7.3")
+        for kernel in ("7.3", "6.18"):
+            yield f"lavd-{kernel}", lambda rig, k=kernel: case_lavd(rig, k)
         yield "sigterm", lambda rig: case_sigterm(rig, "7.3", 10)
         yield "exits", lambda rig: case_exits(rig, "7.3", 20)
 

@@ -222,6 +222,10 @@ fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
         warnings.push(format!("the note of the monitor cannot be read: {fault}"));
         None
     });
+    let perf_counters = capture.perf_counters().unwrap_or_else(|fault| {
+        warnings.push(format!("the hardware counters cannot be read: {fault}"));
+        None
+    });
     let early = !is_early
         && capture.preamble().dual
         && capture
@@ -259,6 +263,8 @@ fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
         missing: Vec::new(),
         btf,
         timeline,
+        // They are those of the last freeze.
+        perf_counters: perf_counters.filter(|_| !is_early),
         early,
         manifest: half.manifest.ok(),
         vcpu_states,

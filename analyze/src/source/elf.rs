@@ -306,6 +306,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         missing,
         btf: None,
         timeline: None,
+        perf_counters: None,
         early: false,
         manifest: None,
         vcpu_states: Vec::new(),

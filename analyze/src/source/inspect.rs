@@ -3,7 +3,9 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use scx_postmortem_format::capture::{AtomicFile, Existing, ExportError as FormatExportError};
+use scx_postmortem_format::capture::{
+    AtomicFile, Existing, ExportError as FormatExportError, Timings, Trigger,
+};
 
 use super::capture::{container, describe_note, excluded_pages, held, vcpus};
 use super::{FileBytes, Image};
@@ -156,7 +158,12 @@ pub fn describe(path: &Path) -> Result<Facts, OpenError> {
             );
             add("made from", manifest.source.kind.clone());
             if let Some(trigger) = &manifest.trigger {
-                add("trigger", trigger.kind.clone());
+                for line in triggered(trigger) {
+                    add("trigger", line);
+                }
+            }
+            for line in manifest.timings.iter().flat_map(timed) {
+                add("times", line);
             }
             for what in excluded_pages(&manifest.excluded) {
                 add("left out", what);
@@ -195,6 +202,43 @@ pub fn describe(path: &Path) -> Result<Facts, OpenError> {
         add("damage", recovered.to_string());
     }
     Ok(Facts { lines, damaged })
+}
+
+/// What made a capture fire: a line for its name and its words, and one for each thing known of it.
+fn triggered(trigger: &Trigger) -> Vec<String> {
+    let mut first = trigger.kind.clone();
+    if let Some(detail) = &trigger.detail {
+        first = format!("{first}: {detail}");
+    }
+    let known = trigger.extra.iter().map(|(name, value)| {
+        let ns = value.as_u64().filter(|_| name.contains("_ns"));
+        match (ns, value.as_str()) {
+            (Some(ns), _) => millis(&name.replace("_ns", ""), ns),
+            (None, Some(text)) => format!("{name} {text}"),
+            (None, None) => format!("{name} {value}"),
+        }
+    });
+    std::iter::once(first).chain(known).collect()
+}
+
+fn millis(what: &str, ns: u64) -> String {
+    format!("{what} {}.{:03} ms", ns / 1_000_000, ns / 1000 % 1000)
+}
+
+/// When an image was taken, and how long the guest stood still for it.
+fn timed(timings: &Timings) -> Vec<String> {
+    let ms = |what: &str, ns: Option<u64>| ns.map(|ns| millis(what, ns));
+    let wall = timings.taken_unix_ns.map(|ns| {
+        let (seconds, rest) = (ns / 1_000_000_000, ns / 1_000_000 % 1000);
+        format!("taken at {seconds}.{rest:03} s since 1970")
+    });
+    let lines = [
+        wall,
+        ms("the guest had run for", timings.guest_uptime_ns),
+        ms("the guest stood still for", timings.pause_ns),
+        ms("of which memory was copied for", timings.copy_ns),
+    ];
+    lines.into_iter().flatten().collect()
 }
 
 /// Bytes, and MiB where that is shorter to read.

@@ -22,6 +22,7 @@ pub use self::inspect::{
 pub use self::map::FileBytes;
 pub use self::regs::VcpuRegs;
 use scx_postmortem_format::capture::{Excluded, Manifest, VcpuState};
+use scx_postmortem_format::report::VcpuPerfSample;
 
 use crate::addr::Gpa;
 use crate::error::{Error, OpenError};
@@ -123,6 +124,8 @@ pub struct Image {
     pub btf: Option<Vec<u8>>,
     /// What a monitor saw before the stop, as the note has it (`Timeline::decode`).
     pub timeline: Option<Vec<u8>>,
+    /// The hardware counters of each vCPU at the stop; `None` where they could not be read.
+    pub perf_counters: Option<Vec<Option<VcpuPerfSample>>>,
     /// Whether the file also holds an image of the same guest from some time before.
     pub early: bool,
     /// The manifest of a capture.
@@ -198,6 +201,7 @@ impl Image {
             vmcoreinfo: Some(vmcoreinfo),
             btf: None,
             timeline: None,
+            perf_counters: None,
             early: false,
             manifest: None,
             vcpu_states: Vec::new(),

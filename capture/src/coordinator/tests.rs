@@ -8,10 +8,12 @@ use scx_postmortem_format::capture::VcpuState;
 
 use super::*;
 use crate::machine::Mapping;
+use crate::machine::memory::Backing;
 use crate::watch::{LatchState, Seen};
 
 const ENTRY: u64 = 0xffff_ffff_8120_0000;
 const BACK: u64 = 0xffff_ffff_8130_0042;
+const LOG: u64 = 0xffff_ffff_8110_0000;
 const KIND: u64 = 0xffff_8880_0012_3400;
 
 /// One turn of the guest: what the machine tells, and what is to be seen in memory from then on.
@@ -38,7 +40,13 @@ fn nothing(seen: Seen) -> Turn {
 }
 
 fn stopped(at: Stop) -> Turn {
-    turn(Some(Event::Stopped { at, rsp: 0x1000 }), None)
+    stopped_with(at, 0)
+}
+
+/// At the entry of a function with this first argument.
+fn stopped_with(at: Stop, rdi: u64) -> Turn {
+    let rsp = 0x1000;
+    turn(Some(Event::Stopped { at, rsp, rdi }), None)
 }
 
 fn ended() -> Turn {
@@ -87,6 +95,13 @@ fn aged(age: u64) -> Seen {
     }
 }
 
+fn hung() -> MachineError {
+    MachineError::Late {
+        what: "an answer".into(),
+        seconds: 20,
+    }
+}
+
 /// What the machine was told, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Told {
@@ -102,6 +117,10 @@ struct Fake {
     told: Vec<Told>,
     /// What stops it can do.
     can: fn(&Stop) -> bool,
+    /// It does not resume any more once this many times are over.
+    resumes: usize,
+    /// It takes no stops any more once this many times are over.
+    takes: usize,
     freezes: VecDeque<Frozen>,
     seen: std::rc::Rc<std::cell::RefCell<Option<Seen>>>,
     console: &'static str,
@@ -114,16 +133,24 @@ struct FakeEyes {
     found: Result<Found, String>,
     failure: Option<Scheduler>,
     back: Option<u64>,
+    ages: Option<(u64, u64)>,
+    /// Whether each search was to be for a kernel that ticks.
+    asked: Vec<bool>,
     samples: u32,
 }
 
 impl Eyes for FakeEyes {
-    fn find(&mut self, _: &GuestMemory) -> Result<Found, String> {
+    fn find(&mut self, _: &GuestMemory, ticks: bool) -> Result<Found, String> {
+        self.asked.push(ticks);
         self.found.clone()
     }
 
     fn look(&mut self, _: bool) -> Option<Seen> {
         self.seen.borrow().clone()
+    }
+
+    fn ages(&self) -> Option<(u64, u64)> {
+        self.ages
     }
 
     fn failure(&self) -> Option<Scheduler> {
@@ -176,6 +203,7 @@ impl Machine for Fake {
     }
 
     fn stop_at(&mut self, stops: &[Stop]) -> Result<Vec<Stop>, MachineError> {
+        self.takes = self.takes.checked_sub(1).ok_or_else(hung)?;
         let can: Vec<Stop> = stops
             .iter()
             .copied()
@@ -190,12 +218,13 @@ impl Machine for Fake {
         self.stands = true;
         self.freezes.pop_front().unwrap_or_else(|| Frozen {
             vcpus: vec![vcpu(0), vcpu(1)],
-            faults: Vec::new(),
+            ..Frozen::default()
         })
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
         assert!(self.stands, "resumed while it ran");
+        self.resumes = self.resumes.checked_sub(1).ok_or_else(hung)?;
         self.told.push(Told::Resume);
         self.stands = false;
         Ok(())
@@ -237,6 +266,8 @@ fn rig(script: Vec<Turn>) -> Rig {
         file,
         told: Vec::new(),
         can: |_| true,
+        resumes: usize::MAX,
+        takes: usize::MAX,
         freezes: VecDeque::new(),
         seen: seen.clone(),
         console: "",
@@ -253,6 +284,8 @@ fn rig(script: Vec<Turn>) -> Rig {
         }),
         failure: Some(scheduler(1026)),
         back: Some(BACK),
+        ages: None,
+        asked: Vec::new(),
         samples: 0,
     };
     let triggers = Triggers::default();
@@ -508,6 +541,7 @@ fn a_dual_run_copies_early_goes_on_and_holds_late() {
         snapshot,
         age,
         threshold,
+        of: 1,
     } = outcome.early
     else {
         panic!("no early image");
@@ -593,6 +627,7 @@ fn a_vcpu_that_does_not_stop_makes_a_degraded_image() {
     let unparked = || Frozen {
         vcpus: vec![vcpu(0)],
         faults: vec!["vCPU 1 did not stop".into()],
+        ..Frozen::default()
     };
     let mut late = rig(vec![
         nothing(with(0)),
@@ -781,4 +816,178 @@ fn what_init_said_last_is_known_at_the_end() {
         panic!("{:?}", outcome.end);
     };
     assert_eq!(said.as_deref(), Some("workload code 0"));
+}
+
+#[test]
+fn a_kernel_that_hands_out_its_log_has_crashed_or_is_shut_down() {
+    for (reason, kind) in [(1, "panic"), (2, "oops")] {
+        let mut crashed = rig(vec![
+            nothing(with(0)),
+            stopped_with(Stop::Execute(LOG), reason),
+        ]);
+        crashed.eyes.found.as_mut().unwrap().log_dump = Some(LOG);
+        let late = crashed.late();
+        assert_eq!((late.fired.kind, late.fired.by), (kind, Some("breakpoint")));
+        assert!(late.fired.is_failure());
+    }
+    let mut down = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped_with(Stop::Execute(LOG), 4),
+        ended(),
+    ]);
+    down.eyes.found.as_mut().unwrap().log_dump = Some(LOG);
+    let (outcome, _) = down.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+    // A vCPU stands on it, and would meet it again for ever.
+    let both = vec![Stop::Execute(ENTRY), Stop::Execute(LOG)];
+    assert_eq!(
+        down.machine.told,
+        [
+            Told::Stops(both.clone()),
+            Told::Stops(both),
+            Told::Stops(vec![Stop::Execute(ENTRY)]),
+            Told::Resume,
+        ]
+    );
+}
+
+#[test]
+fn an_unreadable_return_address_of_a_sound_scheduler_is_not_met_again() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        ended(),
+    ]);
+    rig.eyes.back = None;
+    rig.eyes.failure = None;
+    let (outcome, _) = rig.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+    let told = &rig.machine.told;
+    assert_eq!(told[told.len() - 2..], [Told::Stops(vec![]), Told::Resume]);
+}
+
+#[test]
+fn a_guest_that_is_reset_is_looked_at_anew() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        turn(Some(Event::Restarted), Some(Seen::default())),
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    assert_eq!(rig.late().fired.kind, "scx_exit");
+    // What is in memory may be what was there before.
+    assert_eq!(rig.eyes.asked, [false, true]);
+    let entry = Told::Stops(vec![Stop::Execute(ENTRY)]);
+    // Its breakpoints went with the kernel that they were in, and came again with the next.
+    let none = rig
+        .machine
+        .told
+        .iter()
+        .position(|t| *t == Told::Stops(vec![]));
+    assert_eq!(rig.machine.told[none.unwrap() + 1], entry);
+}
+
+#[test]
+fn an_early_image_of_a_scheduler_that_was_replaced_is_no_half_of_a_pair() {
+    let other = || Seen {
+        scheduler: Some(Scheduler {
+            at: 0xffff_8880_0099_0000,
+            ..scheduler(0)
+        }),
+        ..Seen::default()
+    };
+    let mut rig = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(2500)),
+        nothing(other()),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.early = true;
+    let (outcome, _) = rig.run();
+    assert!(outcome.apart && outcome.late.is_some());
+    assert!(matches!(outcome.early, Early::Taken { of: 1, .. }));
+}
+
+#[test]
+fn a_late_image_that_is_old_enough_stands_for_both() {
+    let script = || {
+        vec![
+            nothing(aged(0)),
+            nothing(aged(1200)),
+            stopped(Stop::Execute(ENTRY)),
+            stopped(Stop::Execute(BACK)),
+        ]
+    };
+    for (age, promoted) in [(1999, false), (2000, true)] {
+        let mut rig = rig(script());
+        rig.triggers.early = true;
+        rig.eyes.ages = Some((age, 2000));
+        let (outcome, _) = rig.run();
+        let is = matches!(
+            outcome.early,
+            Early::Promoted {
+                age: 2000,
+                threshold: 2000
+            }
+        );
+        assert_eq!(is, promoted);
+    }
+}
+
+#[test]
+fn a_machine_that_takes_no_orders_any_more_is_lost_with_its_memory() {
+    // At the early image: the copy is kept, and so is what memory says at the end.
+    let mut early = rig(vec![nothing(aged(0)), nothing(aged(2500))]);
+    early.triggers.early = true;
+    early.machine.resumes = 0;
+    let (outcome, _) = early.run();
+    assert!(matches!(outcome.early, Early::Taken { .. }));
+    let late = outcome.late.unwrap();
+    assert_eq!(late.fired.kind, "lost");
+    assert!(late.is_degraded());
+    // At a breakpoint.
+    let mut stops = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY))]);
+    stops.machine.takes = 1;
+    let late = stops.late();
+    assert_eq!(late.fired.exit_kind, Some(1026));
+    assert!(
+        late.fired
+            .detail
+            .contains("an answer took longer than 20 s")
+    );
+}
+
+#[test]
+fn an_early_image_that_cannot_be_copied_is_given_up_and_the_guest_goes_on() {
+    let mut rig = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(2500)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.early = true;
+    // A process whose page map ends before its memory does.
+    let file = || tempfile::tempfile().unwrap();
+    let piece = Mapping {
+        gpa: 0,
+        bytes: 1 << 20,
+        offset: 0,
+    };
+    let backing = vec![Backing::process(file(), file())];
+    rig.machine.memory = GuestMemory::from_parts(backing, vec![(piece, 0)]);
+    let (outcome, _) = rig.run();
+    let Early::Failed(why) = outcome.early else {
+        panic!("an early image");
+    };
+    assert!(
+        why.starts_with("the guest's memory cannot be copied: "),
+        "{why}"
+    );
+    let freeze = rig.machine.told.iter().position(|t| *t == Told::Freeze);
+    assert_eq!(rig.machine.told[freeze.unwrap() + 1], Told::Resume);
+    assert_eq!(outcome.end, End::Late);
 }

@@ -3,6 +3,7 @@
 
 mod copied;
 pub(crate) mod memory;
+mod perf;
 pub(crate) mod qemu;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 pub(crate) use self::copied::{Copied, Room};
 pub(crate) use self::memory::{GuestMemory, Mapping, Touched};
 use scx_postmortem_format::capture::VcpuState;
+use scx_postmortem_format::report::VcpuPerfSample;
 
 /// Why a machine did not do what it was asked. Each message is a sentence.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +58,11 @@ pub(crate) enum Event {
         at: Stop,
         /// The vCPU's stack pointer.
         rsp: u64,
+        /// The first argument of a function that it is about to enter.
+        rdi: u64,
     },
+    /// The guest was reset, and boots again.
+    Restarted,
     /// The guest was powered off or reset.
     Ended {
         /// What the machine said of it.
@@ -72,6 +78,10 @@ pub(crate) struct Frozen {
     /// Each a reason why the capture will be less than it should be: a vCPU that did not stop in
     /// time, registers that could not be read. Empty for a sound freeze.
     pub(crate) faults: Vec<String>,
+    /// Hardware counters of each vCPU since the start, guest time alone.
+    pub(crate) counters: Vec<Option<VcpuPerfSample>>,
+    /// Why there are none.
+    pub(crate) no_counters: Option<String>,
 }
 
 /// A guest and what runs it.

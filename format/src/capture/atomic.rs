@@ -132,6 +132,22 @@ impl AtomicFile {
         self.publish(&target, existing)
     }
 
+    /// As [`commit`](Self::commit), but when that fails the file is kept as by
+    /// [`keep_partial`](Self::keep_partial): it is whole, and may be all that is left of a guest.
+    ///
+    /// # Errors
+    /// Why it could not have its name, and the name that it has instead, or why it has none.
+    pub fn commit_or_keep(mut self) -> Result<(), (io::Error, io::Result<PathBuf>)> {
+        let target = self.target.clone();
+        let existing = self.existing;
+        match self.publish(&target, existing) {
+            Ok(()) => Ok(()),
+            // It has its name; only how lasting that is, is not known.
+            Err(error) if self.done => Err((error, Ok(target))),
+            Err(error) => Err((error, self.keep_partial())),
+        }
+    }
+
     /// Keeps what was written so far as `NAME.partial`, replacing an older one, and returns that
     /// name. For captures that could not be completed.
     ///

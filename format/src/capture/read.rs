@@ -24,6 +24,7 @@ use super::table::{Table, TableFault, early_payload};
 use super::vcpu::VcpuState;
 use super::{FRAME_BYTES, FRAME_BYTES_U64, Segment};
 use crate::bytes::{to_u64, to_usize};
+use crate::report::VcpuPerfSample;
 
 /// A manifest longer than this is not read.
 const MANIFEST_LIMIT: u64 = 16 << 20;
@@ -429,6 +430,23 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
             super::TIMELINE_LIMIT,
         )
         .transpose()
+    }
+
+    /// The vCPUs' hardware counters, by vCPU: a JSON array, `null` where they could not be read.
+    /// `None` when the capture has no such note.
+    ///
+    /// # Errors
+    /// As for [`read_note`](Self::read_note); [`ReadError::Malformed`] when it is no such array.
+    pub fn perf_counters(&self) -> Result<Option<Vec<Option<VcpuPerfSample>>>, ReadError> {
+        let note = self.first_note(super::note::NAME, note_types::PERF_COUNTERS, VCPU_LIMIT);
+        let Some(json) = note.transpose()? else {
+            return Ok(None);
+        };
+        let counters = serde_json::from_slice(&json).map_err(|e| ReadError::Malformed {
+            what: "the note of the hardware counters".into(),
+            why: e.to_string(),
+        })?;
+        Ok(Some(counters))
     }
 
     /// The content of each `CORE` / NT_PRSTATUS note, in vCPU order.

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
 use super::gdb::Gdb;
+use super::guardian::Guardian;
 use super::mtree;
 use super::qmp::Qmp;
 use super::{Owner, Parts, Qemu, SHORT};
@@ -76,23 +78,19 @@ impl Attached {
     /// The file that a shared mapping is of: by its name where that still leads there, else among
     /// the files that the process has open.
     fn file_of(&self, map: &Mapped) -> Option<File> {
-        let fits = |file: &File| {
-            let meta = file.metadata().ok()?;
-            (meta.ino() == map.inode).then_some(())
-        };
+        let inode = |file: &File| file.metadata().map(|meta| meta.ino()).ok();
         if let Ok(file) = File::open(&map.path)
-            && fits(&file).is_some()
+            && inode(&file) == Some(map.inode)
         {
             return Some(file);
         }
+        // Inodes of different file systems can be equal; the names that the process' own
+        // directories give them are not.
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
         open.flatten().find_map(|entry| {
-            let meta = std::fs::metadata(entry.path()).ok()?;
-            if meta.ino() != map.inode || !meta.is_file() {
-                return None;
-            }
-            let file = File::open(entry.path()).ok()?;
-            fits(&file).map(|()| file)
+            let name = std::fs::read_link(entry.path()).ok()?;
+            let file = (name == map.path).then(|| File::open(entry.path()).ok())??;
+            (inode(&file) == Some(map.inode)).then_some(file)
         })
     }
 
@@ -198,6 +196,25 @@ fn backends(qmp: &mut Qmp) -> Result<Vec<String>, MachineError> {
     Ok(names)
 }
 
+/// Starts QEMU's debug stub, which stops the guest. The stub gets its end of a socket through the
+/// monitor: QEMU may run as another user, or see other directories than we do.
+fn stub(qmp: &mut Qmp) -> Result<Gdb, MachineError> {
+    let what = "starting QEMU's debug stub";
+    let (ours, theirs) = UnixStream::pair().map_err(|e| refused(what, e))?;
+    let name = format!("scxpm-gdb-{}", std::process::id());
+    qmp.give(&name, &theirs)?;
+    drop(theirs);
+    let address = json!({ "type": "fd", "data": { "str": name } });
+    let socket = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+    qmp.ask(
+        "chardev-add",
+        json!({ "id": name, "backend": socket }),
+        SHORT,
+    )?;
+    let said = qmp.human(&format!("gdbserver chardev:{name}"))?;
+    Gdb::over(ours).map_err(|e| refused(what, format!("{e}; QEMU said {:?}", said.trim())))
+}
+
 impl Qemu {
     /// Attaches to the QEMU whose monitor listens at `socket`. The guest goes on.
     pub(crate) fn attach(socket: &Path) -> Result<Self, MachineError> {
@@ -226,29 +243,24 @@ impl Qemu {
         };
         let memory = attached.map(&mut qmp)?;
 
-        let directory = tempfile::Builder::new()
-            .prefix("scxpm-")
-            .tempdir()
-            .map_err(|e| refused("making a temporary directory", e))?;
-        let gdb = directory.path().join("gdb");
-        let said = qmp.human(&format!(
-            "gdbserver unix:{},server=on,wait=off",
-            gdb.display()
-        ))?;
-        let gdb = Gdb::connect(&gdb, Instant::now() + CONNECT, &mut || true).map_err(|e| {
-            refused(
-                "starting QEMU's debug stub",
-                format!("{e}; QEMU said {:?}", said.trim()),
-            )
-        })?;
+        let gdb = stub(&mut qmp);
+        if gdb.is_err() {
+            // As it was.
+            let _ = qmp.human("gdbserver none");
+            let _ = qmp.ask(if runs { "cont" } else { "stop" }, json!({}), SHORT);
+        }
+        let gdb = gdb?;
+        let guardian = runs.then(|| Guardian::start(&gdb));
         let mut qemu = Self::new(Parts {
-            owner: Owner::Other { attached },
-            directory,
+            owner: Owner::Other {
+                attached,
+                guardian: guardian.flatten(),
+            },
             qmp,
             gdb,
             memory,
             vcpus: u32::try_from(vcpus).unwrap_or(0),
-            accel: if kvm { "KVM" } else { "software emulation" },
+            kvm,
             runs,
         })?;
         if runs {

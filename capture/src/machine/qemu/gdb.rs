@@ -15,9 +15,19 @@ use crate::machine::{MachineError, Stop};
 const MAX_PACKET: usize = 1 << 20;
 /// Time in which the stub answers a question.
 const ANSWER: Duration = Duration::from_secs(20);
-/// Places in the `g` packet, in registers of eight bytes: `rsp`, `rip`.
+/// Places in the `g` packet, in registers of eight bytes.
+const RDI: usize = 5;
 const RSP: usize = 7;
 const RIP: usize = 16;
+
+/// Where a vCPU stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) rip: u64,
+    pub(super) rsp: u64,
+    /// The first argument, at the entry of a function.
+    pub(super) rdi: u64,
+}
 
 /// Why a guest has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +67,24 @@ impl Gdb {
         deadline: Instant,
         alive: &mut dyn FnMut() -> bool,
     ) -> Result<Self, MachineError> {
-        let mut gdb = Self {
-            stream: connect(path, deadline, alive)?,
-            buffer: Vec::new(),
-        };
+        Self::over(connect(path, deadline, alive)?)
+    }
+
+    /// Speaks to a stub at the other end of a socket. The guest has been stopped for it.
+    pub(super) fn over(stream: UnixStream) -> Result<Self, MachineError> {
+        // A stub that does not read is one that does not answer.
+        stream
+            .set_write_timeout(Some(ANSWER))
+            .map_err(|e| gone(&e))?;
+        let buffer = Vec::new();
+        let mut gdb = Self { stream, buffer };
         gdb.ask("?")?;
         Ok(gdb)
+    }
+
+    /// The socket itself, for whoever takes over.
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.stream
     }
 
     /// Sets or removes a hardware breakpoint or watchpoint. `false`: the stub has none of the kind.
@@ -83,17 +105,22 @@ impl Gdb {
         }
     }
 
-    /// Instruction and stack pointer of the vCPU that stopped.
-    pub(super) fn place(&mut self) -> Result<(u64, u64), MachineError> {
+    /// Where the vCPU stands that stopped.
+    pub(super) fn place(&mut self) -> Result<Place, MachineError> {
         let hex = self.ask("g")?;
         let register = |index: usize| {
             let digits = hex.get(index * 16..index * 16 + 16)?;
             let text = std::str::from_utf8(digits).ok()?;
             u64::from_str_radix(text, 16).ok().map(u64::swap_bytes)
         };
-        register(RIP)
-            .zip(register(RSP))
-            .ok_or_else(|| refused("reading registers", &String::from_utf8_lossy(&hex)))
+        let place = || {
+            Some(Place {
+                rip: register(RIP)?,
+                rsp: register(RSP)?,
+                rdi: register(RDI)?,
+            })
+        };
+        place().ok_or_else(|| refused("reading registers", &String::from_utf8_lossy(&hex)))
     }
 
     /// Lets the guest go on.

@@ -8,6 +8,7 @@
 
 pub(crate) mod attach;
 mod gdb;
+pub(crate) mod guardian;
 mod mtree;
 mod own;
 mod qmp;
@@ -15,19 +16,23 @@ mod state;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use scx_postmortem_analyze::source::Image;
 use scx_postmortem_format::capture::VcpuState;
 use serde_json::{Value, json};
 
-use self::gdb::Gdb;
+use self::gdb::{Gdb, Place};
+use self::guardian::Guardian;
 pub(crate) use self::own::{Accel, Config};
 use self::qmp::Qmp;
+use super::perf::Counters;
 use super::{Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 /// Name of the memory backend.
@@ -38,6 +43,12 @@ const SHORT: Duration = Duration::from_secs(10);
 const PAUSED: Duration = Duration::from_millis(200);
 /// How often an event is looked for while waiting.
 const TICK: Duration = Duration::from_millis(20);
+/// How often a QEMU that has nothing to tell is asked whether it is still there.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Most that is read of a console at once, bytes.
+const MAX_READ: u64 = 4 << 20;
+/// Name that QEMU has for the file that its registers go to.
+const REGISTERS: &str = "scxpm-registers";
 /// Longest line of the guest's init, bytes.
 const MAX_LINE: usize = 64 << 10;
 /// Messages of QEMU that are shown when it ends, bytes.
@@ -51,23 +62,28 @@ enum Owner {
         child: Child,
         /// Where its messages go.
         said: PathBuf,
+        /// Holds the sockets and the console; gone with us.
+        #[expect(dead_code, reason = "held until the end")]
+        directory: tempfile::TempDir,
     },
     /// Someone else's: it goes on as it did.
     Other {
         /// The backends that its memory is in.
         attached: attach::Attached,
+        /// Lets it go on when we are killed. It ends with us.
+        #[expect(dead_code, reason = "held until the end")]
+        guardian: Option<Guardian>,
     },
 }
 
 /// What a connection to a QEMU is made of.
 struct Parts {
     owner: Owner,
-    directory: tempfile::TempDir,
     qmp: Qmp,
     gdb: Gdb,
     memory: GuestMemory,
     vcpus: u32,
-    accel: &'static str,
+    kvm: bool,
     /// Whether the guest was running before we came.
     runs: bool,
 }
@@ -76,8 +92,6 @@ struct Parts {
 #[derive(Debug)]
 pub(crate) struct Qemu {
     owner: Owner,
-    /// Holds the sockets, the console and the registers' file; gone with us.
-    directory: tempfile::TempDir,
     console: Option<Tail>,
     host: Option<Tail>,
     pending: Vec<u8>,
@@ -93,8 +107,16 @@ pub(crate) struct Qemu {
     vcpus: u32,
     detail: String,
     ended: bool,
+    left: bool,
     /// Whether an attached guest is to run when we leave.
     runs: bool,
+    /// Someone else has stopped an attached guest, which is then not ours to resume: QEMU's name
+    /// of the state.
+    held: Option<String>,
+    /// When QEMU last answered.
+    heard: Instant,
+    /// The vCPUs' hardware counters, or why there are none.
+    counters: Result<Counters, String>,
     unparked: Option<u32>,
 }
 
@@ -103,7 +125,6 @@ impl Qemu {
     fn new(parts: Parts) -> Result<Self, MachineError> {
         let mut qemu = Self {
             owner: parts.owner,
-            directory: parts.directory,
             console: None,
             host: None,
             pending: Vec::new(),
@@ -116,9 +137,16 @@ impl Qemu {
             vcpus: parts.vcpus,
             detail: String::new(),
             ended: false,
+            left: false,
             runs: parts.runs,
+            held: None,
+            heard: Instant::now(),
+            counters: Err("the vCPUs are emulated in software: no counter of the host tells their instructions from the emulator's".into()),
             unparked: None,
         };
+        if parts.kvm {
+            qemu.counters = qemu.threads().and_then(|all| Counters::of_guest(&all));
+        }
         let version = qemu.qmp.ask("query-version", json!({}), SHORT)?;
         let number = |name: &str| version.pointer(name).and_then(Value::as_u64).unwrap_or(0);
         qemu.detail = format!(
@@ -126,14 +154,33 @@ impl Qemu {
             number("/qemu/major"),
             number("/qemu/minor"),
             number("/qemu/micro"),
-            parts.accel
+            if parts.kvm {
+                "KVM"
+            } else {
+                "software emulation"
+            }
         );
         Ok(qemu)
     }
 
+    /// The threads that run the vCPUs, in the order of vCPUs.
+    fn threads(&mut self) -> Result<Vec<i32>, String> {
+        let all = self.qmp.ask("query-cpus-fast", json!({}), SHORT);
+        let all = all.map_err(|e| e.to_string())?;
+        let number = |cpu: &Value, name| cpu.get(name).and_then(Value::as_i64);
+        let mut threads: Vec<(i64, i32)> = Vec::new();
+        for cpu in all.as_array().into_iter().flatten() {
+            let thread = number(cpu, "thread-id").and_then(|id| i32::try_from(id).ok());
+            let both = number(cpu, "cpu-index").zip(thread);
+            threads.push(both.ok_or("QEMU does not tell the threads of its vCPUs")?);
+        }
+        threads.sort_unstable();
+        Ok(threads.into_iter().map(|(_, thread)| thread).collect())
+    }
+
     /// Where the memory is by now: firmware moves some of it.
     fn map_memory(&mut self) -> Result<(), MachineError> {
-        if let Owner::Other { attached } = &self.owner {
+        if let Owner::Other { attached, .. } = &self.owner {
             self.memory = attached.map(&mut self.qmp)?;
             return Ok(());
         }
@@ -160,12 +207,15 @@ impl Qemu {
             what: what.into(),
             why,
         };
-        let path = self.directory.path().join("registers.elf");
+        // A descriptor, for a QEMU that runs as another user, or sees other directories.
+        let file = memfd_create("scx-postmortem-registers", MemfdFlags::CLOEXEC);
+        let file = file.map_err(|e| failed(e.to_string()))?;
+        self.qmp.give(REGISTERS, &file)?;
         let arguments = json!({
-            "paging": false, "protocol": format!("file:{}", path.display()),
-            "begin": 0, "length": 4096,
+            "paging": false, "protocol": format!("fd:{REGISTERS}"), "begin": 0, "length": 4096,
         });
         self.qmp.ask("dump-guest-memory", arguments, SHORT * 6)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let image = Image::open(&path).map_err(|e| failed(e.to_string()))?;
         let notes = image.register_notes.iter().filter(|n| n.name == "QEMU");
         let states = (0..).zip(notes);
@@ -174,7 +224,6 @@ impl Qemu {
                 .ok_or_else(|| failed(format!("QEMU's note of vCPU {vcpu} is too short")))
         });
         let mut states = states.collect::<Result<Vec<_>, _>>()?;
-        let _ = std::fs::remove_file(&path);
         if u32::try_from(states.len()).ok() != Some(self.vcpus) {
             return Err(failed(format!(
                 "QEMU gave {} of {} vCPUs",
@@ -210,9 +259,15 @@ impl Qemu {
             };
             let name = event.get("event").and_then(Value::as_str);
             let reason = event.pointer("/data/reason").and_then(Value::as_str);
-            if name == Some("SHUTDOWN") {
-                let how = format!("shut down ({})", reason.unwrap_or("no reason given"));
-                return Ok(Some(self.ended(&how)));
+            match name {
+                Some("SHUTDOWN") => {
+                    let how = format!("shut down ({})", reason.unwrap_or("no reason given"));
+                    return Ok(Some(self.ended(&how)));
+                }
+                Some("RESET") => return Ok(Some(Event::Restarted)),
+                // Ours come here too, and change nothing then.
+                Some("RESUME") => self.held = None,
+                _ => {}
             }
         }
     }
@@ -220,7 +275,9 @@ impl Qemu {
     /// A connection that breaks is the end of the guest when QEMU has ended as it should.
     fn gone(&mut self, error: MachineError) -> Result<Event, MachineError> {
         let deadline = Instant::now() + Duration::from_secs(2);
-        let Owner::Us { child, said } = &mut self.owner else {
+        let Owner::Us { child, said, .. } = &mut self.owner else {
+            // With a connection that is gone there is nobody to take leave of.
+            self.left = matches!(error, MachineError::Gone(_));
             self.ended = true;
             return Err(error);
         };
@@ -245,6 +302,13 @@ impl Qemu {
         if self.stands {
             return Ok(());
         }
+        if matches!(self.owner, Owner::Other { .. }) {
+            let status = self.qmp.ask("query-status", json!({}), deadline)?;
+            let running = status.get("running").and_then(Value::as_bool);
+            let state = status.get("status").and_then(Value::as_str).unwrap_or("");
+            // "debug" is a breakpoint of ours that was met just now.
+            self.held = (running == Some(false) && state != "debug").then(|| state.to_owned());
+        }
         self.qmp.ask("stop", json!({}), deadline)?;
         self.stands = true;
         // The stub tells of the pause, too; but a breakpoint that was met at the same time must
@@ -260,9 +324,20 @@ impl Qemu {
             return Ok(None);
         };
         self.stands = true;
-        let (rip, rsp) = self.gdb.place()?;
+        let Place { rip, rsp, rdi } = self.gdb.place()?;
         let at = written.map_or(Stop::Execute(rip), Stop::Write);
-        Ok(Some(Event::Stopped { at, rsp }))
+        Ok(Some(Event::Stopped { at, rsp, rdi }))
+    }
+
+    /// Asks a QEMU that has been silent for long whether it is still there: one that hangs tells
+    /// nothing, and is waited for to no end otherwise.
+    fn hear(&mut self) -> Result<(), MachineError> {
+        if self.heard.elapsed() < HEARTBEAT {
+            return Ok(());
+        }
+        self.qmp.ask("query-status", json!({}), SHORT * 3)?;
+        self.heard = Instant::now();
+        Ok(())
     }
 }
 
@@ -309,7 +384,7 @@ impl Machine for Qemu {
                 }
             }
             if left.is_zero() {
-                return Ok(None);
+                return self.hear().map(|()| None);
             }
         }
     }
@@ -346,6 +421,10 @@ impl Machine for Qemu {
             Ok(vcpus) => frozen.vcpus = vcpus,
             Err(error) => frozen.faults.push(error.to_string()),
         }
+        match &mut self.counters {
+            Ok(counters) => frozen.counters = counters.read(),
+            Err(why) => frozen.no_counters = Some(why.clone()),
+        }
         if let Some(vcpu) = self.unparked {
             forget(&mut frozen, vcpu);
             // It goes on, so everything does: QEMU has one switch for all.
@@ -359,7 +438,9 @@ impl Machine for Qemu {
         if self.stash.is_some() || !self.stands {
             return Ok(());
         }
-        self.gdb.go_on()?;
+        if self.held.is_none() {
+            self.gdb.go_on()?;
+        }
         self.stands = false;
         Ok(())
     }
@@ -370,18 +451,24 @@ impl Machine for Qemu {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            Owner::Other { .. } if !self.ended => {
+            // Left already, or its QEMU is gone.
+            Owner::Other { .. } if self.left => {}
+            Owner::Other { .. } => {
                 // Each of them is worth trying, whatever came of the one before. The stub listens
                 // to a guest that stands only.
                 let _ = self.pause(SHORT);
                 let _ = self.stop_at(&[]);
-                let _ = self.gdb.detach();
+                let goes_on = self.runs && self.held.is_none() && !self.ended;
+                if goes_on {
+                    let _ = self.gdb.detach();
+                }
                 let _ = self.qmp.human("gdbserver none");
-                let state = if self.runs { "cont" } else { "stop" };
-                let _ = self.qmp.ask(state, json!({}), SHORT);
+                if goes_on {
+                    let _ = self.qmp.ask("cont", json!({}), SHORT);
+                }
             }
-            Owner::Other { .. } => {}
         }
+        self.left = true;
         self.ended = true;
     }
 
@@ -454,16 +541,21 @@ fn connect(
     }
 }
 
-/// A file that someone else appends to.
+/// A file that someone else writes to, read as it grows. What was read is given back to the file
+/// system, so that a talkative guest does not fill it.
 #[derive(Debug)]
 struct Tail {
     path: PathBuf,
+    /// How far it was read.
     at: u64,
+    /// How far its blocks were given back.
+    freed: u64,
 }
 
 impl Tail {
     fn new(path: PathBuf) -> Self {
-        Self { path, at: 0 }
+        let (at, freed) = (0, 0);
+        Self { path, at, freed }
     }
 
     fn new_bytes(&mut self) -> Vec<u8> {
@@ -471,9 +563,45 @@ impl Tail {
         // A console that cannot be read is an empty one: it decides nothing by itself.
         let _ = File::open(&self.path).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.at))?;
-            file.read_to_end(&mut bytes)
+            file.take(MAX_READ).read_to_end(&mut bytes)
         });
         self.at += u64::try_from(bytes.len()).unwrap_or(0);
+        if self.at - self.freed > MAX_READ {
+            // A file system without holes keeps it all.
+            let _ = File::options().write(true).open(&self.path).map(|file| {
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(file, hole, 0, self.at)
+            });
+            self.freed = self.at;
+        }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_console_is_read_as_it_grows_and_takes_no_more_room_than_what_is_new() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("console");
+        let mut file = File::create(&path).unwrap();
+        let mut tail = Tail::new(path);
+        let mut read = 0;
+        for round in 0..12u8 {
+            file.write_all(&vec![round; 1 << 20]).unwrap();
+            let new = tail.new_bytes();
+            assert!(new.iter().all(|&byte| byte == round));
+            read += new.len();
+        }
+        assert_eq!(read, 12 << 20);
+        let meta = file.metadata().unwrap();
+        assert_eq!(meta.len(), 12 << 20);
+        assert!(meta.blocks() * 512 <= 5 << 20, "{}", meta.blocks());
+        assert_eq!(tail.new_bytes(), b"");
     }
 }

@@ -87,19 +87,18 @@ impl Qemu {
                 )));
             }
         };
-        let accel = match config.accel {
-            Accel::Tcg => "software emulation",
-            Accel::Kvm => "KVM",
-        };
         let (console, host) = (Tail::new(at("console")), Tail::new(at("host")));
         let mut qemu = Self::new(Parts {
-            owner: Owner::Us { child, said },
-            directory,
+            owner: Owner::Us {
+                child,
+                said,
+                directory,
+            },
             qmp,
             gdb,
             memory: GuestMemory::new(memory, Vec::new()),
             vcpus: config.vcpus,
-            accel,
+            kvm: config.accel == Accel::Kvm,
             runs: false,
         })?;
         qemu.console = Some(console);

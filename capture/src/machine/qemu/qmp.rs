@@ -1,11 +1,14 @@
 //! QEMU's monitor protocol: a line of JSON for each command, answer and event.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use super::connect;
@@ -13,6 +16,8 @@ use crate::machine::MachineError;
 
 /// Longest line that is accepted, bytes. QEMU's longest answers are its memory trees.
 const MAX_LINE: usize = 8 << 20;
+/// Time in which QEMU takes a file descriptor.
+const GIVE: Duration = Duration::from_secs(10);
 /// Events that are kept for whoever asks; older ones are forgotten.
 const MAX_EVENTS: usize = 1024;
 
@@ -64,7 +69,6 @@ impl Qmp {
         timeout: Duration,
     ) -> Result<Value, MachineError> {
         let what = format!("QEMU's {command}");
-        let deadline = Instant::now() + timeout;
         self.asked += 1;
         let id = self.asked;
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
@@ -73,8 +77,14 @@ impl Qmp {
             .set_write_timeout(Some(timeout))
             .and_then(|()| self.stream.write_all(line.as_bytes()))
             .map_err(|e| gone(&what, &e))?;
+        self.answer(&what, id, timeout)
+    }
+
+    /// The answer to the command of this number.
+    fn answer(&mut self, what: &str, id: u64, timeout: Duration) -> Result<Value, MachineError> {
+        let deadline = Instant::now() + timeout;
         loop {
-            let answer = self.line(deadline, &what)?;
+            let answer = self.line(deadline, what)?;
             // The late answer to a question that was given up is no answer to this one.
             let of = answer.get("id").and_then(Value::as_u64);
             if of.is_some_and(|of| of != id) {
@@ -86,12 +96,30 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 let why = error.get("desc").and_then(Value::as_str);
                 return Err(MachineError::Refused {
-                    what,
+                    what: what.to_owned(),
                     why: why.unwrap_or("without a reason").to_owned(),
                 });
             }
             self.keep(answer);
         }
+    }
+
+    /// Gives QEMU a file descriptor, under a name that commands call it by.
+    pub(super) fn give(&mut self, name: &str, fd: impl AsFd) -> Result<(), MachineError> {
+        let what = "QEMU's getfd";
+        self.asked += 1;
+        let id = self.asked;
+        let arguments = json!({ "fdname": name });
+        let line = json!({ "execute": "getfd", "arguments": arguments, "id": id });
+        let line = format!("{line}\n");
+        let fds = [fd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        rights.push(SendAncillaryMessage::ScmRights(&fds));
+        let line = [IoSlice::new(line.as_bytes())];
+        sendmsg(&self.stream, &line, &mut rights, SendFlags::empty())
+            .map_err(|e| gone(what, &e.into()))?;
+        self.answer(what, id, GIVE).map(drop)
     }
 
     /// A command of the human monitor.
