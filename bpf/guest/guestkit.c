@@ -20,6 +20,8 @@
  *   guestkit arenapages MAP_ID FILE        every page that a BPF arena has, found through the kernel's page tables
  *   guestkit drain FROM TO                 what can be read without waiting
  *   guestkit locks FILE                    threads that wait for locks of each kind; who has which goes to FILE
+ *   guestkit count TASKS                   that many tasks that work without end; four times a second the console gets
+ *                                          what all of them have done by then, and the guest's time in ns
  *   guestkit sysrq KEY SECONDS COUNT       asks the kernel for a magic key that often, so many seconds apart
  *   guestkit sync                          sync(2): the host may have a breakpoint there
  *   guestkit lock SECONDS                  a niced thread, owner, holds the mutex of a pipe, asleep, while two others wait
@@ -1127,6 +1129,46 @@ static int consume(int ring_id, int array_id, int seconds)
 
 /* --- */
 
+/* A line of the cache for each, so that they do not slow each other down. */
+struct done {
+	volatile unsigned long count;
+	char rest[56];
+};
+
+static void *count_task(void *arg)
+{
+	struct done *work = arg;
+
+	for (;;)
+		work->count++;
+	return NULL;
+}
+
+static int count(int tasks)
+{
+	struct done *works = aligned_alloc(64, tasks * sizeof(*works));
+	pthread_t thread;
+	int i;
+
+	if (!works)
+		die("memory");
+	memset(works, 0, tasks * sizeof(*works));
+	for (i = 0; i < tasks; i++)
+		if (pthread_create(&thread, NULL, count_task, &works[i]))
+			die("pthread_create");
+	for (;;) {
+		struct timespec quarter = { .tv_nsec = 250000000 }, now;
+		unsigned long sum = 0;
+
+		nanosleep(&quarter, NULL);
+		for (i = 0; i < tasks; i++)
+			sum += works[i].count;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		printf("@count %lu %lu\n", sum, now.tv_sec * 1000000000UL + now.tv_nsec);
+		fflush(stdout);
+	}
+}
+
 static int sysrq(const char *key, int seconds, int count)
 {
 	int fd = open("/proc/sysrq-trigger", O_WRONLY);
@@ -1188,6 +1230,8 @@ int main(int argc, char **argv)
 		return arena(atoi(argv[2]), strtoul(argv[3], NULL, 0), strtoul(argv[4], NULL, 0), argv[5]);
 	if (!strcmp(what, "locks") && argc > 2)
 		return locks(argv[2]);
+	if (!strcmp(what, "count") && argc > 2)
+		return count(atoi(argv[2]));
 	if (!strcmp(what, "sysrq") && argc > 4)
 		return sysrq(argv[2], atoi(argv[3]), atoi(argv[4]));
 	if (!strcmp(what, "sync")) {

@@ -41,6 +41,8 @@ const DUMP: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(3);
 /// What the kernel writes when it is at its end.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// Why an early image cannot be waited for.
+const NOT_LIVE: &str = "QEMU's process is closed to capture, so the guest's memory is seen only while it stands still; run capture as the same user or as root";
 /// `enum kmsg_dump_reason` (include/linux/kmsg_dump.h): why the kernel hands out its log.
 const KMSG_DUMP_PANIC: u64 = 1;
 const KMSG_DUMP_OOPS: u64 = 2;
@@ -526,7 +528,9 @@ impl<'a> Coordinator<'a> {
             self.search_kernel(machine)?;
             return Ok(None);
         }
-        self.monitor();
+        if machine.is_live() {
+            self.monitor();
+        }
         let stale = matches!(&self.phase, Phase::Dumping { since, scheduler: None, .. } if since.elapsed() > DUMP);
         if stale {
             // Nothing had failed, and its return was never met.
@@ -535,6 +539,10 @@ impl<'a> Coordinator<'a> {
         }
         if let Some(fired) = self.overdue() {
             return Ok(Some(fired));
+        }
+        if !machine.is_live() {
+            // What is to be seen is what was there when it last stood still.
+            return Ok(None);
         }
         let looked = Instant::now();
         // Torn: the next look is 50 ms away.
@@ -684,8 +692,11 @@ impl<'a> Coordinator<'a> {
         }
         machine.refresh()?;
         match self.eyes.find(machine.memory(), self.was_reset) {
-            Ok(found) => {
+            Ok(mut found) => {
                 (self.tell)(&format!("kernel {}", found.release));
+                if !machine.is_live() {
+                    found.no_ages = Some(NOT_LIVE.to_owned());
+                }
                 if !found.has_sched_ext {
                     (self.tell)(
                         "this kernel has no sched_ext: only panics and the console are watched",

@@ -559,6 +559,32 @@ def case_panic(rig, kernel):
     return f"{manifest(own)['trigger']['detail']}; attached: {trigger['detail']} ({trigger['by']})"
 
 
+def case_closed(rig, kernel):
+    """A QEMU whose process is closed to capture: another user's. Its memory comes through QEMU."""
+    with tempfile.TemporaryDirectory(prefix="scxpm-nobody-") as name:
+        here = pathlib.Path(name)
+        here.chmod(0o777)
+        program = shutil.copy(CAPTURE, here)
+        nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        # The panic comes when it is attached, under load as well.
+        with Other(rig, kernel, "guestkit sysrq c 40 1") as other:
+            other.sockets[0].chmod(0o777)
+            rig.where.chmod(0o711)
+            output = here / "closed.core.zst"
+            done = subprocess.run([*nobody, str(program), "attach", "--qmp", str(other.sockets[0]), "--dual", "--timeout", "150",
+                                   "-o", str(output)], capture_output=True, text=True, timeout=240, env={**os.environ, "TMPDIR": name})
+            check(done.returncode == 10, f"exit {done.returncode}: {done.stderr}")
+        whole(output)
+        said, single = manifest(output), report(output)
+        check((said["trigger"]["kind"], said["trigger"]["by"]) == ("panic", "breakpoint"), f"{said['trigger']}")
+        why = said["early_skipped_reason"]
+        check("QEMU's process is closed to capture" in why, why)
+        check(single["postmortem"]["scheduler"]["ops_name"] == "demo_healthy", f"{single['postmortem']['headline']}")
+        log = [line["text"] for line in single["postmortem"]["kernel_log"]]
+        check(any("sysrq triggered crash" in line for line in log), f"the log ends with {log[-3:]}")
+    return f"panic of a guest that only QEMU may read, {said['trigger']['copied_bytes'] >> 20} MiB"
+
+
 def cpu_time(pid):
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
@@ -595,6 +621,7 @@ def cases(everything):
     yield "package-6.18", lambda rig: case_package(rig, "6.18")
     yield "attach", lambda rig: case_attach(rig, "7.3")
     yield "owner", lambda rig: case_owner(rig, "7.3")
+    yield "closed", lambda rig: case_closed(rig, "7.3")
     yield "panic", lambda rig: case_panic(rig, "7.3")
     if everything:
         yield "dual-6.18", lambda rig: case_dual(rig, "6.18")

@@ -126,6 +126,7 @@ struct Fake {
     console: &'static str,
     message: &'static str,
     stands: bool,
+    live: bool,
 }
 
 struct FakeEyes {
@@ -173,6 +174,10 @@ impl Machine for Fake {
 
     fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    fn is_live(&self) -> bool {
+        self.live
     }
 
     fn refresh(&mut self) -> Result<(), MachineError> {
@@ -273,6 +278,7 @@ fn rig(script: Vec<Turn>) -> Rig {
         console: "",
         message: "",
         stands: false,
+        live: true,
     };
     let eyes = FakeEyes {
         seen,
@@ -990,4 +996,28 @@ fn an_early_image_that_cannot_be_copied_is_given_up_and_the_guest_goes_on() {
     let freeze = rig.machine.told.iter().position(|t| *t == Told::Freeze);
     assert_eq!(rig.machine.told[freeze.unwrap() + 1], Told::Resume);
     assert_eq!(outcome.end, End::Late);
+}
+
+#[test]
+fn memory_that_is_not_seen_while_the_guest_runs_is_not_watched() {
+    let mut rig = rig(vec![
+        nothing(aged(0)),
+        // Stale: it would be due, and failed.
+        nothing(aged(2500)),
+        nothing(with(1026)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.machine.live = false;
+    rig.triggers.early = true;
+    rig.triggers.sample_every = Some(Duration::ZERO);
+    let (outcome, _) = rig.run();
+    let late = outcome.late.unwrap();
+    assert_eq!(
+        (late.fired.kind, late.fired.by),
+        ("scx_exit", Some("breakpoint"))
+    );
+    assert!(matches!(outcome.early, Early::Waiting { peak: 0, .. }));
+    // The last one, of the guest that stands.
+    assert_eq!(rig.eyes.samples, 1);
 }

@@ -93,6 +93,10 @@ pub(crate) trait Machine {
     /// ended.
     fn memory(&self) -> &GuestMemory;
 
+    /// Whether that memory changes as the guest runs. Else it is that of the last time that the guest
+    /// stood still, or that [`refresh`](Self::refresh) was called.
+    fn is_live(&self) -> bool;
+
     /// Looks again where its memory is: firmware moves some of it while it starts.
     fn refresh(&mut self) -> Result<(), MachineError>;
 

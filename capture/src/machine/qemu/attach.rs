@@ -4,15 +4,21 @@
 //! `memory-backend-memfd`), which is opened beside it, else in its own address space, which
 //! `/proc/PID/mem` gives to whoever may trace it. QMP tells which guest addresses there are
 //! (`info mtree -f`) and where in the process each of them is (`gpa2hva`); the socket itself tells
-//! which process it is.
+//! which process it is. Whoever may look into neither gets the memory through QEMU, as it dumps it
+//! into a file of ours (`dump-guest-memory`): whole, while the guest stands still, and not in between.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::io::Seek;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use goblin::container::{Container, Ctx, Endian};
+use goblin::elf::program_header::PT_LOAD;
+use goblin::elf::{Elf, ProgramHeader};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
@@ -26,6 +32,11 @@ use crate::machine::{GuestMemory, Machine, MachineError, Mapping};
 
 /// Time in which a monitor answers.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Name that QEMU has for the file that it dumps memory into, and the time that it gets.
+const DUMP: &str = "scxpm-dump";
+const DUMPED_WITHIN: Duration = Duration::from_secs(600);
+/// The dump's headers are in its first bytes, as many as these.
+const HEADERS: usize = 1 << 16;
 
 /// Memory of a process of someone else.
 #[derive(Debug)]
@@ -33,6 +44,8 @@ pub(crate) struct Attached {
     pid: i32,
     /// The regions of memory that count as the guest's RAM.
     backends: Vec<String>,
+    /// Where QEMU dumps the memory to when its process is closed to us, and why it is.
+    dumped: Option<(File, String)>,
 }
 
 fn refused(what: impl Into<String>, why: impl ToString) -> MachineError {
@@ -95,7 +108,36 @@ impl Attached {
     }
 
     /// Where the guest's memory is by now.
-    pub(super) fn map(&self, qmp: &mut Qmp) -> Result<GuestMemory, MachineError> {
+    pub(super) fn map(&mut self, qmp: &mut Qmp) -> Result<GuestMemory, MachineError> {
+        if self.dumped.is_none() {
+            match self.in_process(qmp) {
+                Err(Closed::ToUs(why)) => {
+                    let file = memfd_create("scx-postmortem-dump", MemfdFlags::CLOEXEC);
+                    let file = file.map_err(|e| refused("a file for the guest's memory", e))?;
+                    self.dumped = Some((file.into(), why));
+                }
+                Err(Closed::No(error)) => return Err(error),
+                Ok(memory) => return Ok(memory),
+            }
+        }
+        let Some((file, why)) = &mut self.dumped else {
+            return Err(refused("finding the guest's memory", "there is none"));
+        };
+        dump(qmp, file).map_err(|e| {
+            refused(
+                "reading the guest's memory",
+                format!("{why}; and QEMU does not dump it either: {e}"),
+            )
+        })
+    }
+
+    /// Whether the memory is seen while the guest runs.
+    pub(super) fn is_live(&self) -> bool {
+        self.dumped.is_none()
+    }
+
+    /// The memory in QEMU's own process.
+    fn in_process(&self, qmp: &mut Qmp) -> Result<GuestMemory, Closed> {
         let tree = qmp.human("info mtree -f")?;
         let pieces: Vec<Mapping> = self
             .backends
@@ -103,21 +145,15 @@ impl Attached {
             .flat_map(|backend| mtree::mappings(&tree, backend))
             .collect();
         if pieces.is_empty() {
-            return Err(refused(
-                "finding the guest's memory",
-                format!(
-                    "QEMU's `info mtree -f` shows none of its backends ({})",
-                    self.backends.join(", ")
-                ),
-            ));
+            let why = format!(
+                "QEMU's `info mtree -f` shows none of its backends ({})",
+                self.backends.join(", ")
+            );
+            return Err(Closed::No(refused("finding the guest's memory", why)));
         }
         let maps = format!("/proc/{}/maps", self.pid);
-        let text = std::fs::read_to_string(&maps).map_err(|e| {
-            refused(
-                format!("reading {maps}"),
-                format!("{e}; run capture as the user that QEMU runs as, or as root"),
-            )
-        })?;
+        let text = std::fs::read_to_string(&maps)
+            .map_err(|e| Closed::ToUs(format!("{maps} cannot be read: {e}")))?;
         let maps: Vec<Mapped> = text.lines().filter_map(mapped).collect();
         let mut files: BTreeMap<u64, Option<usize>> = BTreeMap::new();
         let mut backing = Vec::new();
@@ -153,20 +189,61 @@ impl Attached {
         Ok(GuestMemory::from_parts(backing, placed))
     }
 
-    fn process(&self) -> Result<Backing, MachineError> {
+    fn process(&self) -> Result<Backing, Closed> {
         let open = |name: &str| {
             let path = format!("/proc/{}/{name}", self.pid);
-            File::open(&path).map_err(|e| {
-                refused(
-                    format!("opening {path}"),
-                    format!(
-                        "{e}; the guest's memory is not in a shared file, so this is where it is: run capture as root, or start QEMU with -object memory-backend-memfd,share=on"
-                    ),
-                )
-            })
+            File::open(&path).map_err(|e| Closed::ToUs(format!("{path} cannot be read: {e}")))
         };
         Ok(Backing::process(open("mem")?, open("pagemap")?))
     }
+}
+
+/// Why memory is not read in QEMU's process.
+enum Closed {
+    /// The operating system does not let us.
+    ToUs(String),
+    No(MachineError),
+}
+
+impl From<MachineError> for Closed {
+    fn from(error: MachineError) -> Self {
+        Self::No(error)
+    }
+}
+
+/// Has QEMU dump the guest's memory into `file`, over what it holds; whoever reads there sees the new
+/// content.
+fn dump(qmp: &mut Qmp, file: &mut File) -> Result<GuestMemory, MachineError> {
+    let what = "a dump of the guest's memory";
+    // QEMU's descriptor shares our place in the file.
+    file.rewind().map_err(|e| refused(what, e))?;
+    qmp.give(DUMP, &*file)?;
+    let arguments = json!({ "paging": false, "protocol": format!("fd:{DUMP}") });
+    qmp.ask("dump-guest-memory", arguments, DUMPED_WITHIN)?;
+    let mut head = vec![0; HEADERS];
+    let len = file.read_at(&mut head, 0).map_err(|e| refused(what, e))?;
+    head.truncate(len);
+    let headers = Elf::parse_header(&head).and_then(|header| {
+        let count = usize::from(header.e_phnum);
+        let at = usize::try_from(header.e_phoff).unwrap_or(usize::MAX);
+        let context = Ctx::new(Container::Big, Endian::Little);
+        ProgramHeader::parse(&head, at, count, context)
+    });
+    let headers = headers.map_err(|e| refused(what, format!("QEMU wrote no ELF core: {e}")))?;
+    let loads = headers.iter().filter(|header| header.p_type == PT_LOAD);
+    let pieces = loads.map(|load| {
+        let piece = Mapping {
+            gpa: load.p_paddr,
+            bytes: load.p_filesz,
+            offset: load.p_offset,
+        };
+        (piece, 0)
+    });
+    let file = file.try_clone().map_err(|e| refused(what, e))?;
+    Ok(GuestMemory::from_parts(
+        vec![Backing::file(file)],
+        pieces.collect(),
+    ))
 }
 
 /// Where QEMU has a guest address, in its own address space.
@@ -237,9 +314,10 @@ impl Qemu {
         let vcpus = vcpus.as_array().map_or(0, Vec::len);
         let kvm = qmp.ask("query-kvm", json!({}), SHORT)?;
         let kvm = kvm.get("enabled").and_then(Value::as_bool) == Some(true);
-        let attached = Attached {
+        let mut attached = Attached {
             pid: pid.as_raw_nonzero().get(),
             backends: backends(&mut qmp)?,
+            dumped: None,
         };
         let memory = attached.map(&mut qmp)?;
 

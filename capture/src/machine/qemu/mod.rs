@@ -180,7 +180,7 @@ impl Qemu {
 
     /// Where the memory is by now: firmware moves some of it.
     fn map_memory(&mut self) -> Result<(), MachineError> {
-        if let Owner::Other { attached, .. } = &self.owner {
+        if let Owner::Other { attached, .. } = &mut self.owner {
             self.memory = attached.map(&mut self.qmp)?;
             return Ok(());
         }
@@ -325,6 +325,9 @@ impl Qemu {
         };
         self.stands = true;
         let Place { rip, rsp, rdi } = self.gdb.place()?;
+        if !self.is_live() {
+            self.map_memory()?;
+        }
         let at = written.map_or(Stop::Execute(rip), Stop::Write);
         Ok(Some(Event::Stopped { at, rsp, rdi }))
     }
@@ -348,6 +351,13 @@ impl Machine for Qemu {
 
     fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    fn is_live(&self) -> bool {
+        match &self.owner {
+            Owner::Us { .. } => true,
+            Owner::Other { attached, .. } => attached.is_live(),
+        }
     }
 
     fn refresh(&mut self) -> Result<(), MachineError> {
