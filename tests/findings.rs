@@ -76,7 +76,7 @@ fn clock(kernel: &Kernel, cpu: u32) -> (Kva, u64) {
 }
 
 /// Guests with one fault each: the rule of the first finding, and what it says.
-const GUESTS: [(&str, &str, &str); 10] = [
+const GUESTS: [(&str, &str, &str); 11] = [
     (
         "affinity",
         "affinity",
@@ -91,6 +91,11 @@ const GUESTS: [(&str, &str, &str); 10] = [
         "bypass",
         "bypass",
         "(depth 1, state enabling): tasks run in FIFO order, and have for 11.608s; it is in bypass_init_task() at ",
+    ),
+    (
+        "claimed",
+        "aborting",
+        "(SCX_EXIT_ERROR_BPF) by error_enqueue() at error.bpf.c:42, while CPU 0 ran bpftool[102], and the kernel has not written down why yet",
     ),
     (
         "hog",
@@ -249,7 +254,7 @@ fn the_detector_of_soft_lockups_is_quiet_where_tasks_are_preempted() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 24);
+    assert_eq!(seen, 26);
     // The same CPU of the slow guest, when that task last ran 20 steps ago.
     let kernel = kernel_of(guest("slow"));
     let touched = kernel.per_cpu_object("watchdog_touch_ts", "long unsigned int", 1);
@@ -381,6 +386,13 @@ fn tables_that_were_changed_or_are_of_another_kernel_are_refused() {
     write(&|_, _| {}, text.replace(build_id, other).as_bytes());
     let error = supply().unwrap_err();
     assert!(error.contains(&id) && error.contains(other), "{error}");
+    // The right tables, for a capture of another kernel whose manifest asks for them.
+    let mut capture = guest_alone("stuck");
+    let info = String::from_utf8(capture.vmcoreinfo.unwrap()).unwrap();
+    capture.vmcoreinfo = Some(info.replace(build_id, other).into_bytes());
+    let error = tables::supply(capture, &good).map(drop).unwrap_err();
+    let both = format!("with build id {build_id}, and the capture is of one with build id {other}");
+    assert!(error.contains(&both), "{error}");
 }
 
 fn guest_alone(name: &str) -> Image {

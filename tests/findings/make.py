@@ -12,6 +12,7 @@ kernel's types and symbols, which is made of the first guest where it is missing
 be made again when a report reads more than it did, or `cargo test` finds pages missing.
 """
 import argparse
+import json
 import pathlib
 import shutil
 import subprocess
@@ -22,9 +23,26 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNEL = "7.3"
 TABLES = HERE / f"kernel-{KERNEL}.tables.zst"
-GUESTS = "affinity arena bypass fifo healthy hog idle lock ring slow stranded stuck".split()
+# By `capture run --moment store`, which stops a guest where no breakpoint of run.py does.
+STORE = "claimed"
+GUESTS = "affinity arena bypass claimed fifo healthy hog idle lock ring slow stranded stuck".split()
 # Limit of the repository, MB.
 ALL = 12
+
+
+def store(made):
+    """A guest that is stopped at the store of its scheduler's exit kind."""
+    made.mkdir()
+    subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "capture"], cwd=ROOT, check=True)
+    sys.path.insert(0, str(ROOT / "tests/guest"))
+    from capture import Rig, run  # noqa: PLC0415
+    rig = Rig(pathlib.Path.home() / ".cache/scx-postmortem", made)
+    command, output = rig.command("error", KERNEL, "guest", "--moment", "store")
+    code, _, said = run(command)
+    if code != 10:
+        sys.exit(f"capture run: exit {code}: {said}")
+    recipe = {"kernel": rig.kernel(KERNEL)["release"], "demo": "error", "made by": "capture run --moment store"}
+    (made / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def main():
@@ -40,7 +58,9 @@ def main():
     with tempfile.TemporaryDirectory(prefix="scxpm-findings-") as scratch:
         for name in options.names or GUESTS:
             made = (options.made or pathlib.Path(scratch)) / name
-            if not options.made:
+            if not options.made and name == STORE:
+                store(made)
+            elif not options.made:
                 subprocess.run([ROOT / "tests/guest/run.py", "--kernel", KERNEL, "--demo", name, "--memory", "256M",
                                 "--out", made], check=True)
             core = next(made / each for each in ("core.elf", "guest.core.zst") if (made / each).exists())

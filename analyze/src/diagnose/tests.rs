@@ -225,6 +225,13 @@ fn a_scheduler_that_is_thrown_out_is_told_until_the_record_says_why() {
         what,
         "the scheduler is being thrown out (SCX_EXIT_ERROR_STALL), and the kernel has not written down why yet"
     );
+    // Stored a moment before `aborting`, which kernels before 6.19 do not have.
+    for aborting in [Some(false), None] {
+        if let Some(scheduler) = &mut report.scheduler {
+            scheduler.aborting = aborting;
+        }
+        assert_eq!(rules(&report), ["aborting"]);
+    }
     if let Some(exit) = &mut report.exit_info {
         exit.kind = 1027;
     }
