@@ -24,7 +24,9 @@ use scx_postmortem_analyze::addr::Gpa;
 use scx_postmortem_analyze::source::{PhysicalMemory, Region};
 use scx_postmortem_format::capture::{Extent, MemorySource, Timings};
 
-use crate::machine::{Copied, Event, Frozen, GuestMemory, Machine, MachineError, Room, Stop};
+use crate::machine::{
+    Cause, Copied, Event, Frozen, GuestMemory, Machine, MachineError, Room, Stop,
+};
 use crate::watch::{Eyes, Found, LatchState, Scheduler};
 
 /// Bytes of the console that a capture keeps.
@@ -286,8 +288,11 @@ pub(crate) struct Coordinator<'a> {
     seen: usize,
     said: Option<String>,
     attached: Option<Scheduler>,
-    /// How many have come.
+    /// How many have come, and the last of them.
     schedulers: u64,
+    last: Option<Scheduler>,
+    /// The latch was seen to be set, and nothing was made of it yet.
+    latched: bool,
     phase: Phase,
     /// When a watchpoint saw the store of an exit kind.
     stored: Option<Instant>,
@@ -297,6 +302,10 @@ pub(crate) struct Coordinator<'a> {
     sound: Option<Instant>,
     /// What the machine stops for.
     stops: Vec<Stop>,
+    /// Room for a copy, made before the guest has to stand still for it.
+    room: Option<Room>,
+    /// Since when the guest stands at a breakpoint.
+    stood: Option<Instant>,
     early: Early,
     /// A scheduler has gone with an exit kind that is no failure.
     pub(crate) suppressed: bool,
@@ -334,6 +343,10 @@ impl<'a> Coordinator<'a> {
             said: None,
             attached: None,
             schedulers: 0,
+            last: None,
+            latched: false,
+            room: None,
+            stood: None,
             phase: Phase::Watching,
             stored: None,
             sound: None,
@@ -381,26 +394,48 @@ impl<'a> Coordinator<'a> {
             match machine.wait(TICK)? {
                 Some(Event::Ended { how }) => return Ok(self.ended(machine, how)),
                 Some(Event::Stopped { at, rsp, rdi }) => {
+                    self.stood = Some(Instant::now());
                     if let Some(fired) = self.arrived(machine, at, rsp, rdi)? {
                         return self.late(machine, fired);
                     }
                 }
                 Some(Event::Restarted) => self.restarted(machine)?,
+                Some(Event::Panicked) => {
+                    let fired = Fired::new("panic", "the guest's kernel has told of its panic");
+                    let by = Some("pvpanic");
+                    return self.late(machine, Fired { by, ..fired });
+                }
                 None => {}
             }
             if self.triggers.end.load(Ordering::Relaxed) {
                 return Ok((End::Interrupted, None));
             }
-            if let Some(fired) = self.listen(machine).or_else(|| self.clock()) {
+            // Whatever it stood for, it runs again.
+            self.stood = None;
+            if let Some(fired) = self.listen(machine) {
+                return self.late(machine, fired);
+            }
+            // What has failed already is waited for, which does not take long.
+            let fails = self.fails();
+            if let Some(fired) = if fails { None } else { self.clock() } {
                 return self.late(machine, fired);
             }
             if let Some(fired) = self.look(machine)? {
                 return self.late(machine, fired);
             }
             let over = |limit: Duration| self.started.elapsed() >= limit;
-            if self.triggers.timeout.is_some_and(over) {
+            if self.triggers.timeout.is_some_and(over) && !self.fails() {
                 return Ok((End::TimeOver, None));
             }
+        }
+    }
+
+    /// Whether a scheduler has failed, and its image is due.
+    fn fails(&self) -> bool {
+        match &self.phase {
+            Phase::Watching => false,
+            Phase::Failing { .. } => true,
+            Phase::Dumping { scheduler, .. } => scheduler.is_some(),
         }
     }
 
@@ -413,6 +448,8 @@ impl<'a> Coordinator<'a> {
         self.attached = None;
         self.phase = Phase::Watching;
         (self.stored, self.sound, self.latch) = (None, None, None);
+        // What comes now is of another boot.
+        self.schedulers += 1;
         self.stops = machine.stop_at(&[])?;
         self.was_reset = true;
         Ok(())
@@ -424,16 +461,7 @@ impl<'a> Coordinator<'a> {
         if self.triggers.end.load(Ordering::Relaxed) {
             return (End::Interrupted, None);
         }
-        let fired = fired.or_else(|| match &self.phase {
-            Phase::Failing { scheduler, by, .. } => {
-                Some(self.failed(scheduler, by, "the guest ended"))
-            }
-            Phase::Dumping {
-                scheduler: Some(scheduler),
-                ..
-            } => Some(self.failed(scheduler, "breakpoint", "the guest ended")),
-            _ => None,
-        });
+        let fired = fired.or_else(|| self.failing("the guest ended"));
         let late = fired.filter(|fired| fired.is_failure() && self.found.is_some());
         let late = late.and_then(|fired| {
             let why = format!("the guest ended before it could be stopped: {how}");
@@ -448,12 +476,28 @@ impl<'a> Coordinator<'a> {
         }
     }
 
+    /// What has failed already, where nothing more can be waited for.
+    fn failing(&self, where_: &str) -> Option<Fired> {
+        match &self.phase {
+            Phase::Failing { scheduler, by, .. } => Some(self.failed(scheduler, by, where_)),
+            Phase::Dumping {
+                scheduler: Some(scheduler),
+                ..
+            } => Some(self.failed(scheduler, "breakpoint", where_)),
+            _ => None,
+        }
+    }
+
     /// The memory of a machine that is not there any more.
     fn left(&self, machine: &dyn Machine, fired: Fired, why: String) -> Option<Snapshot> {
+        if !machine.memory().is_there() {
+            return None;
+        }
         Some(Snapshot {
             fired,
             frozen: Frozen {
                 faults: vec![why],
+                cause: Cause::Gone,
                 ..Frozen::default()
             },
             memory: Memory::Own(machine.memory().share().ok()?),
@@ -555,6 +599,8 @@ impl<'a> Coordinator<'a> {
             if let Some(scheduler) = &seen.scheduler {
                 (self.tell)(&format!("scheduler {}", scheduler.name));
                 self.schedulers += 1;
+                self.last = Some(scheduler.clone());
+                self.latched = false;
             }
             self.attached.clone_from(&seen.scheduler);
             if self.phase == Phase::Watching {
@@ -567,12 +613,12 @@ impl<'a> Coordinator<'a> {
         // The kernel sets DONE behind an error; the latch remembers. One that was set when we came
         // tells of another scheduler.
         let before = self.latch.replace(seen.latch);
-        let latched = seen.latch == LatchState::Triggered
-            && before == Some(LatchState::NotTriggered)
-            && seen.scheduler.as_ref().is_some_and(|s| s.exit_kind != 0);
+        self.latched |=
+            seen.latch == LatchState::Triggered && before == Some(LatchState::NotTriggered);
         let Some(scheduler) = seen.scheduler else {
-            return Ok(None);
+            return Ok(self.latch_alone());
         };
+        let latched = self.latched && scheduler.exit_kind != 0;
         if !scheduler.failed && !latched {
             if scheduler.exit_kind == 0 {
                 self.sound = Some(looked);
@@ -608,6 +654,18 @@ impl<'a> Coordinator<'a> {
             return Ok(None);
         };
         Ok(Some(self.failed(scheduler, by, "exit kind seen in memory")))
+    }
+
+    /// The latch was set, and the scheduler went between two looks.
+    fn latch_alone(&mut self) -> Option<Fired> {
+        if !std::mem::take(&mut self.latched) || self.phase != Phase::Watching {
+            return None;
+        }
+        let gone = self.last.clone()?;
+        let fired = self.failed(&gone, "probe latch", "it has gone meanwhile");
+        // Nobody has seen its kind.
+        let exit_kind = None;
+        Some(Fired { exit_kind, ..fired })
     }
 
     /// Takes a sample when one is due.
@@ -666,6 +724,10 @@ impl<'a> Coordinator<'a> {
         if age < half || half == 0 || self.phase != Phase::Watching {
             return Ok(());
         }
+        // There is one early image, and a torn look is no reason for it.
+        if self.eyes.ages().is_none_or(|(age, half)| age < half) {
+            return Ok(());
+        }
         (self.tell)(&format!("runnable for {age} jiffies: early image"));
         let fired = Fired::new(
             "runnable_age",
@@ -673,20 +735,33 @@ impl<'a> Coordinator<'a> {
                 "a task was runnable for {age} jiffies, half of the watchdog's limit is {half}"
             ),
         );
-        self.early = match copy(machine, fired, self.started) {
-            Ok(snapshot) => Early::Taken {
-                snapshot: Box::new(snapshot),
-                age,
-                threshold: half,
-                of: self.schedulers,
-            },
+        let room = Room::make(machine.memory());
+        let start = Instant::now();
+        let copied = copy(machine, fired, self.started, room);
+        let resumed = machine.resume();
+        self.early = match copied {
+            Ok(mut snapshot) => {
+                snapshot.timings.pause_ns = nanos(start.elapsed());
+                Early::Taken {
+                    snapshot: Box::new(snapshot),
+                    age,
+                    threshold: half,
+                    of: self.schedulers,
+                }
+            }
             Err(why) => Early::Failed(why),
         };
-        machine.resume()
+        resumed
     }
 
     fn search_kernel(&mut self, machine: &mut dyn Machine) -> Result<(), MachineError> {
-        let soon = |at: Instant| at.elapsed() < SEARCH;
+        // Where each search takes a dump of all memory, the guest is to get on in between.
+        let every = if machine.is_live() {
+            SEARCH
+        } else {
+            SEARCH * 20
+        };
+        let soon = |at: Instant| at.elapsed() < every;
         if self.searched.is_some_and(soon) {
             return Ok(());
         }
@@ -783,7 +858,10 @@ impl<'a> Coordinator<'a> {
         if fired.is_some() {
             return Ok(fired);
         }
-        self.phase = Phase::Watching;
+        // What fails, fails on.
+        if !matches!(self.phase, Phase::Failing { .. }) {
+            self.phase = Phase::Watching;
+        }
         self.set_stops(machine)?;
         machine.resume()?;
         Ok(None)
@@ -831,12 +909,17 @@ impl<'a> Coordinator<'a> {
             return Ok(None);
         };
         self.stops = machine.stop_at(&[Stop::Execute(back)])?;
+        let copies = self.triggers.goes_on && scheduler.is_some();
         self.phase = Phase::Dumping {
             since: Instant::now(),
             scheduler,
             back,
         };
         machine.resume()?;
+        if copies {
+            // The guest runs meanwhile. Without room by then it is made later, at its cost.
+            self.room = Room::make(machine.memory()).ok();
+        }
         Ok(None)
     }
 
@@ -848,7 +931,10 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(End, Option<Snapshot>), MachineError> {
         let stalled = fired.kind == "scx_exit";
         let snapshot = if self.triggers.goes_on {
-            let snapshot = copy(machine, fired, self.started);
+            let room = self.room.take().map(Ok);
+            let room = room.unwrap_or_else(|| Room::make(machine.memory()));
+            let start = self.stood.unwrap_or_else(Instant::now);
+            let mut snapshot = copy(machine, fired, self.started, room);
             if stalled && snapshot.as_ref().is_ok_and(|late| !late.is_degraded()) {
                 self.promote();
             }
@@ -856,6 +942,9 @@ impl<'a> Coordinator<'a> {
             // that was taken is kept.
             let _ = machine.stop_at(&[]);
             let _ = machine.resume();
+            if let Ok(snapshot) = &mut snapshot {
+                snapshot.timings.pause_ns = nanos(start.elapsed());
+            }
             snapshot.map_err(|why| MachineError::Refused {
                 what: "copying the guest's memory".into(),
                 why,
@@ -893,13 +982,14 @@ impl<'a> Coordinator<'a> {
         if self.found.is_none() {
             return (End::Lost(why), None);
         }
-        let scheduler = self.eyes.failure();
-        let fired = Fired {
-            exit_kind: scheduler.map(|s| s.exit_kind),
-            watchpoint_hit: self.stored.is_some(),
-            latch: self.latch,
-            ..Fired::new("lost", why.clone())
-        };
+        let fired = self
+            .failing("the machine was lost")
+            .unwrap_or_else(|| Fired {
+                exit_kind: self.eyes.failure().map(|s| s.exit_kind),
+                watchpoint_hit: self.stored.is_some(),
+                latch: self.latch,
+                ..Fired::new("lost", why.clone())
+            });
         let Some(snapshot) = self.left(machine, fired, why.clone()) else {
             return (End::Lost(why), None);
         };
@@ -946,16 +1036,23 @@ fn hold(
 }
 
 /// Stops a guest and copies its memory. The caller resumes it, whatever comes of this.
-fn copy(machine: &mut dyn Machine, fired: Fired, started: Instant) -> Result<Snapshot, String> {
-    let room = Room::make(machine.memory());
+fn copy(
+    machine: &mut dyn Machine,
+    fired: Fired,
+    started: Instant,
+    room: std::io::Result<Room>,
+) -> Result<Snapshot, String> {
     let start = Instant::now();
     let mut timings = timings(started);
-    let frozen = machine.freeze(FREEZE);
+    let mut frozen = machine.freeze(FREEZE);
     let freeze = start.elapsed();
     let copied = room.and_then(|room| Copied::fill(machine.memory(), room));
     let copied = copied.map_err(|e| format!("the guest's memory cannot be copied: {e}"))?;
-    timings.pause_ns = nanos(start.elapsed());
     timings.copy_ns = nanos(copied.took);
+    if frozen.faults.is_empty() && !machine.stood() {
+        let why = "someone else resumed the guest while its memory was copied";
+        frozen.faults.push(why.to_owned());
+    }
     Ok(Snapshot {
         fired,
         frozen,

@@ -32,10 +32,13 @@ use scx_postmortem_format::report::{
 };
 
 use crate::coordinator::{Early, Outcome, Snapshot};
+use crate::machine::Cause;
 use crate::watch::Found;
 
 /// `SCX_EXIT_ERROR_STALL`.
 const STALL: i64 = 1026;
+/// Cause of a degraded capture, in words, where the contract has none.
+const NO_REGISTERS: &str = "the vCPUs stopped, and their registers could not be taken";
 /// Why two images of a run are not compared.
 const APART: &str =
     "the early image is of another scheduler, which was replaced; see the tagged file beside";
@@ -175,7 +178,7 @@ pub(crate) fn save(
 fn skipped(early: &Early, stalled: bool, guest: &Guest) -> Option<String> {
     match early {
         Early::NotWanted | Early::Promoted { .. } => None,
-        Early::Failed(why) => Some(reasons::early_degraded(why)),
+        Early::Failed(why) => Some(format!("early capture failed: {why}")),
         Early::Taken { snapshot, .. } => {
             let faults = snapshot.frozen.faults.join("; ");
             snapshot
@@ -239,10 +242,10 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
     let mut degraded = Vec::new();
     let mut abandoned = None;
     if snapshot.is_degraded() {
-        let (cause, prefix) = if snapshot.fired.kind == "lost" {
-            ("killed", reasons::REASON_DEGRADED_KILL_DURING_RENDEZVOUS)
-        } else {
-            ("timeout", reasons::REASON_DEGRADED_RENDEZVOUS_TIMEOUT)
+        let (cause, prefix) = match snapshot.frozen.cause {
+            Cause::Gone => ("killed", reasons::REASON_DEGRADED_KILL_DURING_RENDEZVOUS),
+            Cause::Late => ("timeout", reasons::REASON_DEGRADED_RENDEZVOUS_TIMEOUT),
+            Cause::Registers => (NO_REGISTERS, NO_REGISTERS),
         };
         let total = usize::try_from(guest.vcpus).unwrap_or(usize::MAX);
         let elapsed = u64::try_from(snapshot.freeze.as_millis()).unwrap_or(u64::MAX);

@@ -279,6 +279,8 @@ impl Live {
             Timeline::new(u64::try_from(every).unwrap_or(u64::MAX))
         });
         let first_error = kernel.constant("enum scx_exit_kind", "SCX_EXIT_ERROR");
+        // A probe of an earlier boot is not where this one's is.
+        (self.latch, self.searched_at) = (None, None);
         self.known = Some(Known {
             first_error: first_error.unwrap_or(FIRST_ERROR),
             kernel,

@@ -506,6 +506,49 @@ class Other:
         check(cpu_time(self.qemu.pid) > before, f"{text}: the guest does nothing any more")
 
 
+def case_frozen(rig, kernel):
+    """An emulator that hangs for longer than a freeze may take, and comes back: the guest goes on, and its end is seen."""
+    command, output = rig.command("stall", kernel, "frozen", "--dual", "--timeout", "200")
+
+    def freeze(child, own, until):
+        until('" enabled')
+        # Half of the watchdog's sixteen seconds, when the early image is due, falls into this.
+        time.sleep(5)
+        os.kill(own[0], signal.SIGSTOP)
+        time.sleep(40)
+        os.kill(own[0], signal.SIGCONT)
+
+    code, out, err = run(command, during=freeze, timeout=320)
+    check(code == 10, f"exit {code}: {err[-600:]}")
+    whole(output)
+    own = report(output)["postmortem"]
+    check(own["exit_info"]["kind"] == 1026, own["headline"])
+    return f"{out.splitlines()[0].split(': ', 1)[1]}; {', '.join(sorted(p.name for p in rig.where.glob('frozen*')))}"
+
+
+def case_paused(rig, kernel):
+    """A guest that stands when it is attached to and is resumed by its owner; an emulator that hangs as capture leaves."""
+    output = rig.where / "paused.core.zst"
+    with Other(rig, kernel, "guestkit sysrq D 3 1000") as other:
+        other.owner.ask("stop")
+        child = other.attach(output, "--after", "25")
+        time.sleep(5)
+        other.owner.ask("cont")
+        _, err = child.communicate(timeout=120)
+        check(child.returncode == 0, f"resumed by its owner: exit {child.returncode}: {err}")
+        whole(output)
+        other.works("after its owner resumed it")
+        child = other.attach(output, "--timeout", "300")
+        time.sleep(8)
+        os.kill(other.qemu.pid, signal.SIGSTOP)
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=200)
+        os.kill(other.qemu.pid, signal.SIGCONT)
+        time.sleep(12)
+        other.works("after it hung while capture left")
+    return "resumed and captured; left by a capture whose emulator hung"
+
+
 def case_owner(rig, kernel):
     """Its owner stops, resumes and resets an attached guest; capture is killed; it is left as its owner has it."""
     output = rig.where / "owner.core.zst"
@@ -624,6 +667,8 @@ def cases(everything):
     yield "closed", lambda rig: case_closed(rig, "7.3")
     yield "panic", lambda rig: case_panic(rig, "7.3")
     if everything:
+        yield "frozen", lambda rig: case_frozen(rig, "7.3")
+        yield "paused", lambda rig: case_paused(rig, "7.3")
         yield "dual-6.18", lambda rig: case_dual(rig, "6.18")
         yield "timed-6.18", lambda rig: case_timed(rig, "6.18")
         yield "hang", lambda rig: case_hang(rig, "7.3")

@@ -127,6 +127,7 @@ struct Fake {
     message: &'static str,
     stands: bool,
     live: bool,
+    stood: bool,
 }
 
 struct FakeEyes {
@@ -151,7 +152,10 @@ impl Eyes for FakeEyes {
     }
 
     fn ages(&self) -> Option<(u64, u64)> {
+        let seen = self.seen.borrow();
+        let seen = seen.as_ref();
         self.ages
+            .or_else(|| seen.and_then(|seen| seen.oldest_age.zip(seen.half_timeout)))
     }
 
     fn failure(&self) -> Option<Scheduler> {
@@ -227,6 +231,10 @@ impl Machine for Fake {
         })
     }
 
+    fn stood(&mut self) -> bool {
+        self.stood
+    }
+
     fn resume(&mut self) -> Result<(), MachineError> {
         assert!(self.stands, "resumed while it ran");
         self.resumes = self.resumes.checked_sub(1).ok_or_else(hung)?;
@@ -279,6 +287,7 @@ fn rig(script: Vec<Turn>) -> Rig {
         message: "",
         stands: false,
         live: true,
+        stood: true,
     };
     let eyes = FakeEyes {
         seen,
@@ -1020,4 +1029,87 @@ fn memory_that_is_not_seen_while_the_guest_runs_is_not_watched() {
     assert!(matches!(outcome.early, Early::Waiting { peak: 0, .. }));
     // The last one, of the guest that stands.
     assert_eq!(rig.eyes.samples, 1);
+}
+
+#[test]
+fn a_limit_that_passes_while_a_scheduler_fails_waits_for_its_image() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        Turn {
+            then: Some(Box::new(|| std::thread::sleep(Duration::from_millis(60)))),
+            ..nothing(with(1026))
+        },
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.timeout = Some(Duration::from_millis(50));
+    rig.triggers.after = Some(Duration::from_millis(50));
+    let late = rig.late();
+    assert_eq!(
+        (late.fired.kind, late.fired.exit_kind),
+        ("scx_exit", Some(1026))
+    );
+}
+
+#[test]
+fn an_early_image_of_another_boot_is_no_half_of_a_pair() {
+    let mut rig = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(2500)),
+        turn(Some(Event::Restarted), Some(Seen::default())),
+        turn(Some(Event::Panicked), None),
+    ]);
+    rig.triggers.early = true;
+    let (outcome, _) = rig.run();
+    assert!(outcome.apart);
+    let late = outcome.late.unwrap();
+    assert_eq!((late.fired.kind, late.fired.by), ("panic", Some("pvpanic")));
+}
+
+#[test]
+fn a_latch_whose_scheduler_has_gone_is_a_moment_all_the_same() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        nothing(Seen {
+            latch: LatchState::Triggered,
+            ..Seen::default()
+        }),
+    ]);
+    rig.triggers.moment = Moment::Poll;
+    let late = rig.late();
+    assert_eq!(
+        (late.fired.kind, late.fired.by),
+        ("scx_exit", Some("probe latch"))
+    );
+    assert_eq!(late.fired.exit_kind, None);
+}
+
+#[test]
+fn what_fails_is_not_forgotten_for_a_stop_of_something_else() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        // Seen by polling, before the dump is reached.
+        nothing(with(1026)),
+        stopped_with(Stop::Execute(LOG), 4),
+        ended(),
+    ]);
+    rig.eyes.found.as_mut().unwrap().log_dump = Some(LOG);
+    let late = rig.late();
+    assert_eq!((late.fired.kind, late.fired.by), ("scx_exit", Some("poll")));
+    assert_eq!(late.frozen.cause, Cause::Gone);
+}
+
+#[test]
+fn a_copy_that_someone_resumed_the_guest_under_is_degraded() {
+    let mut rig = rig(vec![nothing(aged(0)), nothing(aged(2500)), ended()]);
+    rig.triggers.early = true;
+    rig.machine.stood = false;
+    let (outcome, _) = rig.run();
+    let Early::Taken { snapshot, .. } = outcome.early else {
+        panic!("no early image");
+    };
+    assert!(snapshot.is_degraded());
 }

@@ -31,35 +31,61 @@ pub(crate) struct Mapping {
 #[derive(Debug)]
 pub(crate) struct Backing {
     file: File,
-    /// Of a process: `/proc/PID/pagemap`. Of a file there is none; its holes tell the same.
-    pagemap: Option<File>,
+    pages: Pages,
+}
+
+/// What tells which of it was touched.
+#[derive(Debug)]
+enum Pages {
+    /// A file's holes.
+    Holes,
+    /// `/proc/PID/pagemap` of anonymous memory.
+    Pagemap(File),
+    /// Nothing: pages that a process does not have may be in a file behind it.
+    Unknown,
 }
 
 impl Backing {
     /// A file that the emulator maps shared. Offsets are those of the file.
     pub(crate) fn file(file: File) -> Self {
-        let pagemap = None;
-        Self { file, pagemap }
+        let pages = Pages::Holes;
+        Self { file, pages }
     }
 
-    /// `/proc/PID/mem` and `/proc/PID/pagemap`. Offsets are the process' addresses.
+    /// Anonymous memory of a process: `/proc/PID/mem` and `/proc/PID/pagemap`. Offsets are the
+    /// process' addresses.
     pub(crate) fn process(file: File, pagemap: File) -> Self {
-        let pagemap = Some(pagemap);
-        Self { file, pagemap }
+        let pages = Pages::Pagemap(pagemap);
+        Self { file, pages }
+    }
+
+    /// Memory of a process that has a file behind it: `/proc/PID/mem`.
+    pub(crate) fn mapped(file: File) -> Self {
+        let pages = Pages::Unknown;
+        Self { file, pages }
     }
 
     fn share(&self) -> io::Result<Self> {
-        let pagemap = self.pagemap.as_ref().map(File::try_clone);
+        let pages = match &self.pages {
+            Pages::Holes => Pages::Holes,
+            Pages::Pagemap(file) => Pages::Pagemap(file.try_clone()?),
+            Pages::Unknown => Pages::Unknown,
+        };
         Ok(Self {
             file: self.file.try_clone()?,
-            pagemap: pagemap.transpose()?,
+            pages,
         })
     }
 
     /// The parts of a range that have been touched, as offset and end.
     fn touched(&self, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> io::Result<()> {
-        if let Some(pagemap) = &self.pagemap {
-            return present(pagemap, start, end, out);
+        match &self.pages {
+            Pages::Pagemap(pagemap) => return present(pagemap, start, end, out),
+            Pages::Unknown => {
+                out.push((start, end));
+                return Ok(());
+            }
+            Pages::Holes => {}
         }
         let mut at = start;
         while at < end {
@@ -191,6 +217,12 @@ impl GuestMemory {
             extents.map(|(from, to)| Extent::new(piece.gpa + (from - piece.offset), to - from)),
         );
         Ok(())
+    }
+
+    /// Whether its first bytes can be read: a process that has ended has no memory.
+    pub(crate) fn is_there(&self) -> bool {
+        let first = self.map.first();
+        first.is_some_and(|(piece, _)| self.read_at(piece.gpa, &mut [0]).is_ok())
     }
 
     /// What the guest has touched, by address.

@@ -63,11 +63,25 @@ pub(crate) enum Event {
     },
     /// The guest was reset, and boots again.
     Restarted,
+    /// The guest has told its machine that its kernel panicked (pvpanic).
+    Panicked,
     /// The guest was powered off or reset.
     Ended {
         /// What the machine said of it.
         how: String,
     },
+}
+
+/// What kept a freeze from being sound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Not all vCPUs stopped in time.
+    #[default]
+    Late,
+    /// The machine went away.
+    Gone,
+    /// They stopped, and their registers could not be taken.
+    Registers,
 }
 
 /// A stopped guest, as far as it could be stopped.
@@ -78,6 +92,8 @@ pub(crate) struct Frozen {
     /// Each a reason why the capture will be less than it should be: a vCPU that did not stop in
     /// time, registers that could not be read. Empty for a sound freeze.
     pub(crate) faults: Vec<String>,
+    /// What the first of them was.
+    pub(crate) cause: Cause,
     /// Hardware counters of each vCPU since the start, guest time alone.
     pub(crate) counters: Vec<Option<VcpuPerfSample>>,
     /// Why there are none.
@@ -113,6 +129,9 @@ pub(crate) trait Machine {
     /// Stops all vCPUs within `deadline` and takes their registers. What did not work is in the
     /// answer: there may be something worth keeping all the same.
     fn freeze(&mut self, deadline: Duration) -> Frozen;
+
+    /// Whether the guest has stood still since it was frozen: someone else may have resumed it.
+    fn stood(&mut self) -> bool;
 
     /// Lets all vCPUs go on.
     fn resume(&mut self) -> Result<(), MachineError>;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::program_header::PT_LOAD;
 use goblin::elf::{Elf, ProgramHeader};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, major, memfd_create, minor};
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
@@ -91,20 +91,26 @@ impl Attached {
     /// The file that a shared mapping is of: by its name where that still leads there, else among
     /// the files that the process has open.
     fn file_of(&self, map: &Mapped) -> Option<File> {
-        let inode = |file: &File| file.metadata().map(|meta| meta.ino()).ok();
-        if let Ok(file) = File::open(&map.path)
-            && inode(&file) == Some(map.inode)
-        {
-            return Some(file);
-        }
-        // Inodes of different file systems can be equal; the names that the process' own
-        // directories give them are not.
-        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
-        open.flatten().find_map(|entry| {
-            let name = std::fs::read_link(entry.path()).ok()?;
-            let file = (name == map.path).then(|| File::open(entry.path()).ok())??;
-            (inode(&file) == Some(map.inode)).then_some(file)
-        })
+        let is_it = |file: &File| {
+            let meta = file.metadata().ok()?;
+            let device = (major(meta.dev()), minor(meta.dev()));
+            (device == map.device && meta.ino() == map.inode).then_some(())
+        };
+        let open = |path: &Path| File::open(path).ok().filter(|file| is_it(file).is_some());
+        // Not every file system gives its device the same number here and there; what the
+        // process itself has open under that name, and what it has mapped, is it all the same.
+        let held = || {
+            let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
+            fds.flatten().find_map(|entry| {
+                let name = std::fs::read_link(entry.path()).ok()?;
+                let file = (name == map.path).then(|| File::open(entry.path()).ok())??;
+                let inode = file.metadata().ok()?.ino();
+                (inode == map.inode).then_some(file)
+            })
+        };
+        let range = format!("{:x}-{:x}", map.start, map.end);
+        let mapped = || File::open(format!("/proc/{}/map_files/{range}", self.pid)).ok();
+        open(&map.path).or_else(held).or_else(mapped)
     }
 
     /// Where the guest's memory is by now.
@@ -155,15 +161,26 @@ impl Attached {
         let text = std::fs::read_to_string(&maps)
             .map_err(|e| Closed::ToUs(format!("{maps} cannot be read: {e}")))?;
         let maps: Vec<Mapped> = text.lines().filter_map(mapped).collect();
-        let mut files: BTreeMap<u64, Option<usize>> = BTreeMap::new();
+        let mut files: BTreeMap<Place, Option<usize>> = BTreeMap::new();
         let mut backing = Vec::new();
         let mut placed = Vec::new();
         for piece in pieces {
             let hva = hva(qmp, piece.gpa)?;
             let own = maps.iter().find(|m| m.start <= hva && hva < m.end);
-            let shared = own.filter(|m| m.shared && hva.saturating_add(piece.bytes) <= m.end);
+            let Some(own) = own else {
+                return Err(Closed::No(refused(
+                    "finding the guest's memory",
+                    format!(
+                        "process {} has nothing at {hva:#x}, where QEMU says it is; is the socket another program's?",
+                        self.pid
+                    ),
+                )));
+            };
+            let whole = hva.saturating_add(piece.bytes) <= own.end;
+            let shared = Some(own).filter(|m| m.shared && whole);
             let file = shared.and_then(|map| {
-                let known = files.entry(map.inode).or_insert_with(|| {
+                let place = Place::File(map.device, map.inode);
+                let known = files.entry(place).or_insert_with(|| {
                     backing.push(Backing::file(self.file_of(map)?));
                     backing.len().checked_sub(1)
                 });
@@ -174,12 +191,14 @@ impl Attached {
                 placed.push((Mapping { offset, ..piece }, index));
                 continue;
             }
-            let index = match files.get(&u64::MAX) {
+            // Only of anonymous memory the page map tells what was touched.
+            let anonymous = own.inode == 0 && whole;
+            let index = match files.get(&Place::Process(anonymous)) {
                 Some(Some(index)) => *index,
                 _ => {
-                    backing.push(self.process()?);
+                    backing.push(self.process(anonymous)?);
                     let index = backing.len() - 1;
-                    files.insert(u64::MAX, Some(index));
+                    files.insert(Place::Process(anonymous), Some(index));
                     index
                 }
             };
@@ -189,13 +208,25 @@ impl Attached {
         Ok(GuestMemory::from_parts(backing, placed))
     }
 
-    fn process(&self) -> Result<Backing, Closed> {
+    fn process(&self, anonymous: bool) -> Result<Backing, Closed> {
         let open = |name: &str| {
             let path = format!("/proc/{}/{name}", self.pid);
             File::open(&path).map_err(|e| Closed::ToUs(format!("{path} cannot be read: {e}")))
         };
-        Ok(Backing::process(open("mem")?, open("pagemap")?))
+        Ok(match anonymous {
+            true => Backing::process(open("mem")?, open("pagemap")?),
+            false => Backing::mapped(open("mem")?),
+        })
     }
+}
+
+/// What a piece of memory is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// A file: device and inode.
+    File((u32, u32), u64),
+    /// The process, and whether it is anonymous memory.
+    Process(bool),
 }
 
 /// Why memory is not read in QEMU's process.
@@ -309,7 +340,11 @@ impl Qemu {
         let pid = qmp.peer(|stream| socket_peercred(stream).map(|peer| peer.pid));
         let pid = pid.map_err(|e| refused("asking which process QEMU is", e))?;
         let status = qmp.ask("query-status", json!({}), SHORT)?;
-        let runs = status.get("running").and_then(Value::as_bool) == Some(true);
+        let running = status.get("running").and_then(Value::as_bool) == Some(true);
+        let state = status.get("status").and_then(Value::as_str).unwrap_or("");
+        // At a breakpoint that nobody waits for any more, a killed capture's: it is to run.
+        let runs = running || state == "debug";
+        let state = state.to_owned();
         let vcpus = qmp.ask("query-cpus-fast", json!({}), SHORT)?;
         let vcpus = vcpus.as_array().map_or(0, Vec::len);
         let kvm = qmp.ask("query-kvm", json!({}), SHORT)?;
@@ -328,12 +363,9 @@ impl Qemu {
             let _ = qmp.ask(if runs { "cont" } else { "stop" }, json!({}), SHORT);
         }
         let gdb = gdb?;
-        let guardian = runs.then(|| Guardian::start(&gdb));
+        let guardian = Guardian::start(&gdb);
         let mut qemu = Self::new(Parts {
-            owner: Owner::Other {
-                attached,
-                guardian: guardian.flatten(),
-            },
+            owner: Owner::Other { attached, guardian },
             qmp,
             gdb,
             memory,
@@ -343,6 +375,8 @@ impl Qemu {
         })?;
         if runs {
             qemu.resume()?;
+        } else {
+            qemu.hold(Some(state));
         }
         Ok(qemu)
     }

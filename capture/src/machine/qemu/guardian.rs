@@ -3,7 +3,7 @@
 //! Breakpoints in someone else's guest are a promise to take them out again. A `capture` that is
 //! killed cannot; then this process says goodbye to QEMU's debug stub in its place. It is the same
 //! program, waits for the end of its standard input, which only `capture` holds the other end of,
-//! and has the stub's socket as its standard output.
+//! and has the stub's socket as its standard output. The last byte that it was told says what to do.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -16,14 +16,18 @@ use super::gdb::Gdb;
 
 /// The name of the command, which is not for people.
 pub(crate) const COMMAND: &str = "guardian";
-/// What it is told when all is well.
+/// All was put right: nothing is to be done.
 const LEFT: u8 = b'.';
+/// The guest's owner has stopped it, and it is not ours to resume.
+const HELD: u8 = b'h';
+/// It was running, or is to be.
+const RUNS: u8 = b'r';
 /// Any byte stops a running guest, and the stub listens to one that stands. Then: remove all
 /// breakpoints, and let it go on (`D`).
 const GOODBYE: &[u8] = b"\x03+$D#44";
 /// The stub's answer, how long it may take, and the most that is read for it, bytes.
 const DONE: &[u8] = b"$OK#9a";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(300);
 const MAX_HEARD: usize = 1 << 16;
 
 /// The process, and the pipe whose end it waits for.
@@ -46,12 +50,22 @@ impl Guardian {
     }
 }
 
-impl Drop for Guardian {
-    fn drop(&mut self) {
-        if let Some(mut pipe) = self.0.stdin.take() {
-            let _ = pipe.write_all(&[LEFT]);
+impl Guardian {
+    /// Whether the guest is to stand when nobody is left.
+    pub(super) fn tell(&mut self, held: bool) {
+        self.write(if held { HELD } else { RUNS });
+    }
+
+    /// Nothing is left to be done.
+    pub(super) fn dismiss(&mut self) {
+        self.write(LEFT);
+    }
+
+    fn write(&mut self, byte: u8) {
+        if let Some(pipe) = &mut self.0.stdin {
+            // One that is gone cannot help any more.
+            let _ = pipe.write_all(&[byte]);
         }
-        let _ = self.0.wait();
     }
 }
 
@@ -59,7 +73,7 @@ impl Drop for Guardian {
 pub(crate) fn run() -> ExitCode {
     let mut said = Vec::new();
     let waited = io::stdin().read_to_end(&mut said);
-    if waited.is_ok() && said.is_empty() {
+    if waited.is_ok() && !matches!(said.last(), Some(&LEFT | &HELD)) {
         // Nobody is left to tell of a failure.
         let _ = goodbye();
     }

@@ -33,7 +33,7 @@ use self::guardian::Guardian;
 pub(crate) use self::own::{Accel, Config};
 use self::qmp::Qmp;
 use super::perf::Counters;
-use super::{Event, Frozen, GuestMemory, Machine, MachineError, Stop};
+use super::{Cause, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 /// Name of the memory backend.
 const BACKEND: &str = "ram";
@@ -70,8 +70,7 @@ enum Owner {
     Other {
         /// The backends that its memory is in.
         attached: attach::Attached,
-        /// Lets it go on when we are killed. It ends with us.
-        #[expect(dead_code, reason = "held until the end")]
+        /// Lets it go on when we are killed.
         guardian: Option<Guardian>,
     },
 }
@@ -113,6 +112,8 @@ pub(crate) struct Qemu {
     /// Someone else has stopped an attached guest, which is then not ours to resume: QEMU's name
     /// of the state.
     held: Option<String>,
+    /// A `stop` was given up that QEMU may still carry out.
+    owed: bool,
     /// When QEMU last answered.
     heard: Instant,
     /// The vCPUs' hardware counters, or why there are none.
@@ -140,6 +141,7 @@ impl Qemu {
             left: false,
             runs: parts.runs,
             held: None,
+            owed: false,
             heard: Instant::now(),
             counters: Err("the vCPUs are emulated in software: no counter of the host tells their instructions from the emulator's".into()),
             unparked: None,
@@ -265,8 +267,9 @@ impl Qemu {
                     return Ok(Some(self.ended(&how)));
                 }
                 Some("RESET") => return Ok(Some(Event::Restarted)),
-                // Ours come here too, and change nothing then.
-                Some("RESUME") => self.held = None,
+                Some("GUEST_PANICKED") => return Ok(Some(Event::Panicked)),
+                // Ours come here too, and late; only QEMU itself knows.
+                Some("RESUME" | "STOP") if self.is_other() => self.look_around(SHORT)?,
                 _ => {}
             }
         }
@@ -276,8 +279,6 @@ impl Qemu {
     fn gone(&mut self, error: MachineError) -> Result<Event, MachineError> {
         let deadline = Instant::now() + Duration::from_secs(2);
         let Owner::Us { child, said, .. } = &mut self.owner else {
-            // With a connection that is gone there is nobody to take leave of.
-            self.left = matches!(error, MachineError::Gone(_));
             self.ended = true;
             return Err(error);
         };
@@ -297,19 +298,54 @@ impl Qemu {
 }
 
 impl Qemu {
+    fn is_other(&self) -> bool {
+        matches!(self.owner, Owner::Other { .. })
+    }
+
+    /// Someone else has stopped the guest, or resumed it.
+    fn hold(&mut self, state: Option<String>) {
+        if let Owner::Other {
+            guardian: Some(guardian),
+            ..
+        } = &mut self.owner
+        {
+            guardian.tell(state.is_some());
+        }
+        self.held = state;
+    }
+
+    /// Whether the guest of someone else runs, by QEMU's word, and what that changes.
+    fn look_around(&mut self, deadline: Duration) -> Result<(), MachineError> {
+        let status = self.qmp.ask("query-status", json!({}), deadline)?;
+        let running = status.get("running").and_then(Value::as_bool);
+        let state = status.get("status").and_then(Value::as_str).unwrap_or("");
+        match running {
+            Some(true) if self.stands => {
+                // Its owner has resumed it.
+                (self.stands, self.runs) = (false, true);
+                self.hold(None);
+            }
+            // "debug" is a breakpoint of ours that was met just now.
+            Some(false) if !self.stands && state != "debug" && !self.owed => {
+                let state = state.to_owned();
+                self.hold(Some(state));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Stops the guest, unless it stands.
     fn pause(&mut self, deadline: Duration) -> Result<(), MachineError> {
+        if self.is_other() {
+            self.look_around(deadline)?;
+        }
         if self.stands {
             return Ok(());
         }
-        if matches!(self.owner, Owner::Other { .. }) {
-            let status = self.qmp.ask("query-status", json!({}), deadline)?;
-            let running = status.get("running").and_then(Value::as_bool);
-            let state = status.get("status").and_then(Value::as_str).unwrap_or("");
-            // "debug" is a breakpoint of ours that was met just now.
-            self.held = (running == Some(false) && state != "debug").then(|| state.to_owned());
-        }
-        self.qmp.ask("stop", json!({}), deadline)?;
+        let asked = self.qmp.ask("stop", json!({}), deadline);
+        self.owed = matches!(asked, Err(MachineError::Late { .. }));
+        asked?;
         self.stands = true;
         // The stub tells of the pause, too; but a breakpoint that was met at the same time must
         // not be lost.
@@ -317,6 +353,25 @@ impl Qemu {
             self.stash = self.event_of(reply)?;
         }
         Ok(())
+    }
+
+    /// Puts someone else's guest back as it was; whether all of that worked. Each step is worth
+    /// trying, whatever came of the one before.
+    fn take_leave(&mut self) -> bool {
+        // The stub listens to a guest that stands only.
+        let mut sound = self.pause(SHORT).is_ok();
+        let goes_on = self.runs && self.held.is_none();
+        if sound {
+            sound &= self.stop_at(&[]).is_ok();
+            if goes_on {
+                sound &= self.gdb.detach().is_ok();
+            }
+            sound &= self.qmp.human("gdbserver none").is_ok();
+        }
+        if goes_on || self.owed {
+            sound &= self.qmp.ask("cont", json!({}), SHORT).is_ok();
+        }
+        sound
     }
 
     fn event_of(&mut self, reply: gdb::Reply) -> Result<Option<Event>, MachineError> {
@@ -338,8 +393,16 @@ impl Qemu {
         if self.heard.elapsed() < HEARTBEAT {
             return Ok(());
         }
-        self.qmp.ask("query-status", json!({}), SHORT * 3)?;
+        let status = self.qmp.ask("query-status", json!({}), SHORT * 3)?;
         self.heard = Instant::now();
+        let running = status.get("running").and_then(Value::as_bool);
+        let state = status.get("status").and_then(Value::as_str).unwrap_or("");
+        // Ours runs, or a breakpoint was met just now. KVM stops it for an instruction that it
+        // does not know, and then nothing more comes.
+        if running == Some(false) && !self.stands && !self.is_other() && state != "debug" {
+            let why = format!("QEMU stopped the guest by itself ({state})");
+            return Err(MachineError::Gone(why));
+        }
         Ok(())
     }
 }
@@ -422,14 +485,22 @@ impl Machine for Qemu {
 
     fn freeze(&mut self, deadline: Duration) -> Frozen {
         let mut frozen = Frozen::default();
+        let cause = |error: &MachineError, otherwise| match error {
+            MachineError::Gone(_) => Cause::Gone,
+            _ => otherwise,
+        };
         if let Err(error) = self.pause(deadline) {
+            frozen.cause = cause(&error, Cause::Late);
             frozen.faults.push(error.to_string());
             return frozen;
         }
         let refreshed = self.map_memory();
         match refreshed.and_then(|()| self.registers()) {
             Ok(vcpus) => frozen.vcpus = vcpus,
-            Err(error) => frozen.faults.push(error.to_string()),
+            Err(error) => {
+                frozen.cause = cause(&error, Cause::Registers);
+                frozen.faults.push(error.to_string());
+            }
         }
         match &mut self.counters {
             Ok(counters) => frozen.counters = counters.read(),
@@ -443,7 +514,21 @@ impl Machine for Qemu {
         frozen
     }
 
+    fn stood(&mut self) -> bool {
+        if self.is_other() {
+            // No answer is no proof.
+            return self.look_around(SHORT).is_ok() && self.stands;
+        }
+        true
+    }
+
     fn resume(&mut self) -> Result<(), MachineError> {
+        if self.owed {
+            // QEMU takes orders one after the other.
+            self.qmp.ask("cont", json!({}), SHORT * 3)?;
+            self.owed = false;
+            return Ok(());
+        }
         // A byte to the stub of a running guest would stop it.
         if self.stash.is_some() || !self.stands {
             return Ok(());
@@ -461,20 +546,15 @@ impl Machine for Qemu {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            // Left already, or its QEMU is gone.
             Owner::Other { .. } if self.left => {}
             Owner::Other { .. } => {
-                // Each of them is worth trying, whatever came of the one before. The stub listens
-                // to a guest that stands only.
-                let _ = self.pause(SHORT);
-                let _ = self.stop_at(&[]);
-                let goes_on = self.runs && self.held.is_none() && !self.ended;
-                if goes_on {
-                    let _ = self.gdb.detach();
-                }
-                let _ = self.qmp.human("gdbserver none");
-                if goes_on {
-                    let _ = self.qmp.ask("cont", json!({}), SHORT);
+                let sound = self.take_leave();
+                if let Owner::Other { guardian, .. } = &mut self.owner
+                    && let Some(mut guardian) = guardian.take()
+                    && sound
+                {
+                    // Else it tries for some minutes more, when we have long ended.
+                    guardian.dismiss();
                 }
             }
         }
@@ -521,8 +601,13 @@ fn forget(frozen: &mut Frozen, vcpu: u32) {
 
 /// The end of what QEMU has printed, as the end of a sentence.
 fn last_words(path: &Path) -> String {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_SAID).read_to_string(&mut text));
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        let from = file.metadata()?.len().saturating_sub(MAX_SAID);
+        file.seek(SeekFrom::Start(from))?;
+        file.take(MAX_SAID).read_to_end(&mut text)
+    });
+    let text = String::from_utf8_lossy(&text);
     match (read, text.trim()) {
         (Ok(_), said) if !said.is_empty() => format!("; QEMU said: {said}"),
         _ => String::new(),
