@@ -218,6 +218,8 @@ pub(crate) enum End {
         how: String,
         /// The last thing that init said.
         said: Option<String>,
+        /// Its kernel asked for it.
+        powered_off: bool,
     },
     /// The time was over.
     TimeOver,
@@ -354,7 +356,9 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(End, Option<Snapshot>), MachineError> {
         loop {
             match machine.wait(TICK)? {
-                Some(Event::Ended { how }) => return Ok(self.ended(machine, how)),
+                Some(Event::Ended { how, powered_off }) => {
+                    return Ok(self.ended(machine, how, powered_off));
+                }
                 Some(Event::Stopped { at, rsp }) => {
                     if let Some(fired) = self.arrived(machine, at, rsp)? {
                         return self.late(machine, fired);
@@ -379,7 +383,12 @@ impl<'a> Coordinator<'a> {
     }
 
     /// The guest is off. What had failed by then is worth its memory, which is still there.
-    fn ended(&mut self, machine: &mut dyn Machine, how: String) -> (End, Option<Snapshot>) {
+    fn ended(
+        &mut self,
+        machine: &mut dyn Machine,
+        how: String,
+        powered_off: bool,
+    ) -> (End, Option<Snapshot>) {
         let fired = self.listen(machine);
         if self.triggers.end.load(Ordering::Relaxed) {
             return (End::Interrupted, None);
@@ -403,7 +412,12 @@ impl<'a> Coordinator<'a> {
             Some(late) => (End::Late, Some(late)),
             None => {
                 let said = self.said.clone();
-                (End::Ended { how, said }, None)
+                let ended = End::Ended {
+                    how,
+                    said,
+                    powered_off,
+                };
+                (ended, None)
             }
         }
     }
@@ -542,7 +556,13 @@ impl<'a> Coordinator<'a> {
         if again.is_none_or(|again| again.at != scheduler.at || again.exit_kind == 0) {
             return Ok(None);
         }
-        let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
+        // The machine stops by itself soon.
+        let stops = |s: &Stop| match s {
+            Stop::Execute(_) => true,
+            Stop::Change(_) => scheduler.failed,
+            Stop::Write(_) => false,
+        };
+        let breaks = self.stops.iter().any(stops);
         let failing = Phase::Failing {
             since: Instant::now(),
             by: if scheduler.failed {
@@ -670,6 +690,18 @@ impl<'a> Coordinator<'a> {
             Moment::Poll => Vec::new(),
         };
         self.stops = machine.stop_at(&wanted)?;
+        let breaks = self.stops.iter().any(|s| matches!(s, Stop::Execute(_)));
+        let writes = self.stops.iter().any(|s| matches!(s, Stop::Write(_)));
+        let blind = match self.triggers.moment {
+            Moment::Dump | Moment::Timed => !breaks,
+            Moment::Store => !writes,
+            Moment::Poll => false,
+        };
+        // Memory is looked at instead, as often as the machine can.
+        if let Some(scheduler) = self.attached.as_ref().filter(|_| blind) {
+            let change = Stop::Change(scheduler.exit_kind_at);
+            self.stops = machine.stop_at(&[change])?;
+        }
         Ok(())
     }
 
@@ -698,6 +730,10 @@ impl<'a> Coordinator<'a> {
                 },
                 None => None,
             },
+            (Stop::Change(at), _) => match self.eyes.failure() {
+                Some(scheduler) => return self.changed(machine, at, scheduler),
+                None => None,
+            },
             (
                 Stop::Execute(at),
                 Phase::Dumping {
@@ -718,6 +754,38 @@ impl<'a> Coordinator<'a> {
         }
         self.phase = Phase::Watching;
         self.set_stops(machine)?;
+        machine.resume()?;
+        Ok(None)
+    }
+
+    /// The machine has seen the exit kind, or what follows it, change in memory.
+    fn changed(
+        &mut self,
+        machine: &mut dyn Machine,
+        at: u64,
+        scheduler: Scheduler,
+    ) -> Result<Option<Fired>, MachineError> {
+        if at != scheduler.exit_kind_at {
+            let fired = self.failed(&scheduler, "poll", "exit record seen in memory");
+            return Ok(Some(fired));
+        }
+        let reason = match self.triggers.moment {
+            Moment::Dump | Moment::Timed if !scheduler.recorded => scheduler.recorded_at,
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            // The kernel writes it down at once; its dump and the end of the queues come behind.
+            self.stops = machine.stop_at(&[Stop::Change(reason)])?;
+        }
+        if reason.is_none() || self.stops.is_empty() {
+            let fired = self.failed(&scheduler, "poll", "exit kind seen in memory");
+            return Ok(Some(fired));
+        }
+        self.phase = Phase::Failing {
+            since: Instant::now(),
+            scheduler,
+            by: "poll",
+        };
         machine.resume()?;
         Ok(None)
     }

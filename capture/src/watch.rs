@@ -104,6 +104,11 @@ pub(crate) struct Scheduler {
     pub(crate) exit_kind_at: u64,
     /// Whether that kind is a failure.
     pub(crate) failed: bool,
+    /// Where the kernel notes the kind once more when it has written down the reason
+    /// (`scx_exit_info.kind`).
+    pub(crate) recorded_at: Option<u64>,
+    /// Whether it has.
+    pub(crate) recorded: bool,
 }
 
 impl Scheduler {
@@ -266,7 +271,16 @@ impl Known {
         let exit_kind = kind.i64()?;
         let ty = self.kernel.btf.find("enum scx_exit_kind").ok();
         let name = ty.and_then(|ty| self.kernel.btf.enumerator_name(ty, exit_kind));
+        // Filled behind the exit kind, and before the kernel's dump.
+        let record = sched.member("exit_info").and_then(|info| info.ptr());
+        let record = record.ok().filter(|at| !at.is_null()).and_then(|at| {
+            let kind = self.kernel.object("struct scx_exit_info", at).ok()?;
+            let kind = kind.member("kind").ok()?;
+            Some((kind.address().0, kind.i64().ok()? != 0))
+        });
         Ok(Scheduler {
+            recorded_at: record.map(|(at, _)| at),
+            recorded: record.is_some_and(|(_, recorded)| recorded),
             at: sched.address().0,
             name: sched.member("ops.name")?.text()?,
             exit_kind,
