@@ -10,7 +10,8 @@ use scx_postmortem_format::capture::{LEVEL_DEFAULT, LEVEL_SMALL};
 use scx_postmortem_format::report::Escaped;
 
 use crate::coordinator::Moment;
-use crate::machine::qemu::{Accel, guardian};
+use crate::machine::choose::{Accel, Backend};
+use crate::machine::guardian;
 use crate::{convert, start};
 
 const EXAMPLES: &str = "\
@@ -82,7 +83,10 @@ pub(crate) struct RunArgs {
     /// Memory, as 512M or 2G.
     #[arg(long, default_value = "512M", value_parser = memory)]
     pub(crate) memory: u64,
-    /// What runs the vCPUs.
+    /// What runs the guest.
+    #[arg(long, value_enum, default_value_t = Backend::Qemu)]
+    pub(crate) backend: Backend,
+    /// What runs QEMU's vCPUs.
     #[arg(long, value_enum, default_value_t = Accel::Tcg)]
     pub(crate) accel: Accel,
     /// QEMU's model of CPU.

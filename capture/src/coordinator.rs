@@ -234,6 +234,8 @@ pub(crate) enum End {
         how: String,
         /// The last thing that init said.
         said: Option<String>,
+        /// Its kernel asked for it.
+        powered_off: bool,
     },
     /// The time was over.
     TimeOver,
@@ -392,7 +394,9 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(End, Option<Snapshot>), MachineError> {
         loop {
             match machine.wait(TICK)? {
-                Some(Event::Ended { how }) => return Ok(self.ended(machine, how)),
+                Some(Event::Ended { how, powered_off }) => {
+                    return Ok(self.ended(machine, how, powered_off));
+                }
                 Some(Event::Stopped { at, rsp, rdi }) => {
                     self.stood = Some(Instant::now());
                     if let Some(fired) = self.arrived(machine, at, rsp, rdi)? {
@@ -456,7 +460,12 @@ impl<'a> Coordinator<'a> {
     }
 
     /// The guest is off. What had failed by then is worth its memory, which is still there.
-    fn ended(&mut self, machine: &mut dyn Machine, how: String) -> (End, Option<Snapshot>) {
+    fn ended(
+        &mut self,
+        machine: &mut dyn Machine,
+        how: String,
+        powered_off: bool,
+    ) -> (End, Option<Snapshot>) {
         let fired = self.listen(machine);
         if self.triggers.end.load(Ordering::Relaxed) {
             return (End::Interrupted, None);
@@ -471,7 +480,12 @@ impl<'a> Coordinator<'a> {
             Some(late) => (End::Late, Some(late)),
             None => {
                 let said = self.said.clone();
-                (End::Ended { how, said }, None)
+                let ended = End::Ended {
+                    how,
+                    said,
+                    powered_off,
+                };
+                (ended, None)
             }
         }
     }
@@ -635,8 +649,14 @@ impl<'a> Coordinator<'a> {
         if again.is_none_or(|again| again.at != scheduler.at || again.exit_kind == 0) {
             return Ok(None);
         }
+        // The machine stops by itself soon.
         let entry = self.found.as_ref().and_then(|found| found.dump_entry);
-        let breaks = entry.is_some_and(|entry| self.stops.contains(&Stop::Execute(entry)));
+        let stops = |s: &Stop| match s {
+            Stop::Execute(at) => entry == Some(*at),
+            Stop::Change(_) => scheduler.failed,
+            Stop::Write(_) => false,
+        };
+        let breaks = self.stops.iter().any(stops);
         let failing = Phase::Failing {
             since: Instant::now(),
             by: if scheduler.failed {
@@ -799,6 +819,19 @@ impl<'a> Coordinator<'a> {
             Moment::Poll => Vec::new(),
         };
         self.stops = machine.stop_at(&wanted)?;
+        let breaks = entry.is_some_and(|entry| self.stops.contains(&entry));
+        let writes = self.stops.iter().any(|s| matches!(s, Stop::Write(_)));
+        let blind = match self.triggers.moment {
+            Moment::Dump | Moment::Timed => !breaks,
+            Moment::Store => !writes,
+            Moment::Poll => false,
+        };
+        // Memory is looked at instead, as often as the machine can.
+        if let Some(scheduler) = self.attached.as_ref().filter(|_| blind) {
+            let mut wanted = self.stops.clone();
+            wanted.push(Stop::Change(scheduler.exit_kind_at));
+            self.stops = machine.stop_at(&wanted)?;
+        }
         Ok(())
     }
 
@@ -827,6 +860,10 @@ impl<'a> Coordinator<'a> {
                         return Ok(None);
                     }
                 },
+                None => None,
+            },
+            (Stop::Change(at), _) => match self.eyes.failure() {
+                Some(scheduler) => return self.changed(machine, at, scheduler),
                 None => None,
             },
             (
@@ -881,6 +918,38 @@ impl<'a> Coordinator<'a> {
         if let Some(found) = &mut self.found {
             what(found);
         }
+    }
+
+    /// The machine has seen the exit kind, or what follows it, change in memory.
+    fn changed(
+        &mut self,
+        machine: &mut dyn Machine,
+        at: u64,
+        scheduler: Scheduler,
+    ) -> Result<Option<Fired>, MachineError> {
+        if at != scheduler.exit_kind_at {
+            let fired = self.failed(&scheduler, "poll", "exit record seen in memory");
+            return Ok(Some(fired));
+        }
+        let reason = match self.triggers.moment {
+            Moment::Dump | Moment::Timed if !scheduler.recorded => scheduler.recorded_at,
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            // The kernel writes it down at once; its dump and the end of the queues come behind.
+            self.stops = machine.stop_at(&[Stop::Change(reason)])?;
+        }
+        if reason.is_none() || self.stops.is_empty() {
+            let fired = self.failed(&scheduler, "poll", "exit kind seen in memory");
+            return Ok(Some(fired));
+        }
+        self.phase = Phase::Failing {
+            since: Instant::now(),
+            scheduler,
+            by: "poll",
+        };
+        machine.resume()?;
+        Ok(None)
     }
 
     /// A vCPU has written to the exit kind.

@@ -19,8 +19,8 @@ use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs
 use crate::convert::progress_bar;
 use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
 use crate::guest::{self, KernelFile, Wanted};
-use crate::machine::Machine;
-use crate::machine::qemu::{Config, Qemu};
+use crate::machine::choose::{self, Choice};
+use crate::machine::{Config, Machine};
 use crate::save::{self, Guest, Saved, Target};
 use crate::watch::{Live, SAMPLE_EVERY};
 
@@ -111,13 +111,6 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         }
     };
     let config = Config {
-        program: guest::program(&args.qemu, None).map_err(|e| {
-            failure(LOST)(format!(
-                "{e} (Debian: qemu-system-x86, Fedora: qemu-system-x86-core)"
-            ))
-        })?,
-        accel: args.accel,
-        cpu: args.cpu.clone(),
         vcpus: args.cpus,
         memory_bytes: args.memory,
         kernel: kernel.image.clone(),
@@ -125,14 +118,21 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         append: format!("{APPEND} {}", args.append),
         unparked: args.unparked,
     };
-    let mut machine = Qemu::start(&config).map_err(|e| failure(LOST)(e.to_string()))?;
+    let choice = Choice {
+        backend: args.backend,
+        qemu: &args.qemu,
+        accel: args.accel,
+        cpu: &args.cpu,
+    };
+    let started = choose::start(&choice, &config, &triggers.end);
+    let mut machine = started.map_err(|e| failure(LOST)(e.to_string()))?;
     let echo = args.show_console.then(|| {
         Box::new(|bytes: &[u8]| {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
     follow(
-        &mut machine,
+        machine.as_mut(),
         triggers,
         "capture run",
         &output,
@@ -170,10 +170,10 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
     triggers.goes_on = true;
     triggers.at_once = args.now;
-    let mut machine = Qemu::attach(&args.qmp)
+    let mut machine = choose::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
     follow(
-        &mut machine,
+        machine.as_mut(),
         triggers,
         "capture attach",
         &output,
@@ -241,7 +241,7 @@ fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
     };
     flag::register(SIGUSR1, Arc::clone(&triggers.now))?;
     for signal in [SIGTERM, SIGINT, SIGHUP] {
-        // The second one ends us at once; QEMU goes with us.
+        // The second one ends us at once; the guest goes with us.
         flag::register_conditional_shutdown(signal, 128 + 15, Arc::clone(&triggers.end))?;
         flag::register(signal, Arc::clone(&triggers.end))?;
     }
@@ -312,7 +312,11 @@ fn finish(
         } else {
             0
         }),
-        End::Ended { how, said } => {
+        End::Ended {
+            how,
+            said,
+            powered_off,
+        } => {
             let said = said.unwrap_or_default();
             if let Some(codes) = said.strip_prefix(guest::init::DONE) {
                 if codes.split(", ").all(|code| code == "code 0") {
@@ -324,7 +328,7 @@ fn finish(
                 )));
             }
             // Someone else's guest, or init, that was shut down in order.
-            if said == "scheduler detached" || (!guest.own_init && how.contains("guest-shutdown")) {
+            if said == "scheduler detached" || (!guest.own_init && powered_off) {
                 return Ok(0);
             }
             let last = match said.as_str() {

@@ -112,6 +112,11 @@ pub(crate) struct Scheduler {
     pub(crate) exit_kind_at: u64,
     /// Whether that kind is a failure.
     pub(crate) failed: bool,
+    /// Where the kernel notes the kind once more when it has written down the reason
+    /// (`scx_exit_info.kind`).
+    pub(crate) recorded_at: Option<u64>,
+    /// Whether it has.
+    pub(crate) recorded: bool,
 }
 
 impl Scheduler {
@@ -310,7 +315,16 @@ impl Known {
                 format!("the exit kind is {exit_kind}, which enum scx_exit_kind does not have");
             return Err(Error::Damaged(what));
         }
+        // Filled behind the exit kind, and before the kernel's dump.
+        let record = sched.member("exit_info").and_then(|info| info.ptr());
+        let record = record.ok().filter(|at| !at.is_null()).and_then(|at| {
+            let kind = self.kernel.object("struct scx_exit_info", at).ok()?;
+            let kind = kind.member("kind").ok()?;
+            Some((kind.address().0, kind.i64().ok()? != 0))
+        });
         Ok(Scheduler {
+            recorded_at: record.map(|(at, _)| at),
+            recorded: record.is_some_and(|(_, recorded)| recorded),
             at: sched.address().0,
             name: sched.member("ops.name")?.text()?,
             exit_kind,

@@ -51,7 +51,8 @@ fn stopped_with(at: Stop, rdi: u64) -> Turn {
 
 fn ended() -> Turn {
     let how = "shut down (guest-shutdown)".to_owned();
-    turn(Some(Event::Ended { how }), None)
+    let powered_off = true;
+    turn(Some(Event::Ended { how, powered_off }), None)
 }
 
 fn says(console: &'static str) -> Turn {
@@ -76,6 +77,7 @@ fn scheduler(exit_kind: i64) -> Scheduler {
         exit_name: format!("kind {exit_kind}"),
         exit_kind_at: KIND,
         failed: exit_kind >= 1024,
+        ..Scheduler::default()
     }
 }
 
@@ -458,6 +460,66 @@ fn without_breakpoints_the_kind_is_polled() {
 }
 
 #[test]
+fn without_breakpoints_a_machine_that_looks_by_itself_is_asked_to() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Change(KIND)),
+    ]);
+    rig.machine.can = |stop| matches!(stop, Stop::Change(_));
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("poll"));
+    assert!(!late.fired.watchpoint_hit);
+    let told = &rig.machine.told;
+    let change = Told::Stops(vec![Stop::Change(KIND)]);
+    assert!(told.ends_with(&[change, Told::Freeze]), "{told:?}");
+}
+
+#[test]
+fn a_machine_that_looks_by_itself_waits_for_the_reason() {
+    const REASON: u64 = KIND + 0x1000;
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Change(KIND)),
+        nothing(with(1026)),
+        stopped(Stop::Change(REASON)),
+    ]);
+    rig.machine.can = |stop| matches!(stop, Stop::Change(_));
+    rig.eyes.failure = Some(Scheduler {
+        recorded_at: Some(REASON),
+        ..scheduler(1026)
+    });
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("poll"));
+    assert!(late.fired.detail.contains("exit record seen in memory"));
+    let then = [
+        Told::Stops(vec![Stop::Change(KIND)]),
+        Told::Stops(vec![Stop::Change(REASON)]),
+        Told::Resume,
+        Told::Freeze,
+    ];
+    assert!(rig.machine.told.ends_with(&then), "{:?}", rig.machine.told);
+}
+
+#[test]
+fn a_change_that_is_no_failure_lets_the_guest_go_on() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        nothing(with(0)),
+        stopped(Stop::Change(KIND)),
+        nothing(with(1)),
+        ended(),
+    ]);
+    rig.machine.can = |stop| matches!(stop, Stop::Change(_));
+    rig.eyes.failure = None;
+    let (outcome, suppressed) = rig.run();
+    assert!(matches!(outcome.end, End::Ended { .. }));
+    assert!(suppressed);
+    assert!(rig.machine.told.ends_with(&[Told::Resume]));
+}
+
+#[test]
 fn the_latch_of_the_probe_counts_as_a_kind() {
     let latched = Seen {
         latch: LatchState::Triggered,
@@ -810,10 +872,13 @@ fn a_guest_that_ends_while_it_fails_leaves_its_memory() {
     assert_eq!(late.fired.kind, "scx_exit");
     assert!(late.is_degraded());
 
-    let how = "shut down (guest-reset)".to_owned();
+    let reset = Event::Ended {
+        how: "shut down (guest-reset)".into(),
+        powered_off: false,
+    };
     let reboots = Turn {
         console: "Kernel panic - not syncing: x\n",
-        ..turn(Some(Event::Ended { how }), None)
+        ..turn(Some(reset), None)
     };
     let mut panics = self::rig(vec![nothing(with(0)), reboots]);
     assert_eq!(panics.late().fired.kind, "panic");
@@ -879,8 +944,10 @@ fn an_unreadable_return_address_of_a_sound_scheduler_is_not_met_again() {
     rig.eyes.failure = None;
     let (outcome, _) = rig.run();
     assert!(matches!(outcome.end, End::Ended { .. }));
+    // It is looked for in memory from then on.
     let told = &rig.machine.told;
-    assert_eq!(told[told.len() - 2..], [Told::Stops(vec![]), Told::Resume]);
+    let change = Told::Stops(vec![Stop::Change(KIND)]);
+    assert_eq!(told[told.len() - 2..], [change, Told::Resume]);
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! What runs a guest, as the coordinator sees it: [`Machine`]. Nothing outside a backend's own
-//! directory knows which one it is.
+//! directory knows which one it is, but for [`choose`], which picks it.
 
+pub(crate) mod choose;
 mod copied;
+mod kvm;
 pub(crate) mod memory;
 mod perf;
-pub(crate) mod qemu;
+mod qemu;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use self::copied::{Copied, Room};
 pub(crate) use self::memory::{GuestMemory, Mapping, Touched};
+pub(crate) use self::qemu::guardian;
 use scx_postmortem_format::capture::VcpuState;
 use scx_postmortem_format::report::VcpuPerfSample;
 
@@ -40,6 +44,20 @@ pub(crate) enum MachineError {
     },
 }
 
+/// A guest to start, whatever runs it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Config {
+    pub(crate) vcpus: u32,
+    pub(crate) memory_bytes: u64,
+    /// A bzImage, or a vmlinux.
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    /// Kernel command line.
+    pub(crate) append: String,
+    /// For tests: this vCPU does not stop when the others do.
+    pub(crate) unparked: Option<u32>,
+}
+
 /// What makes the guest stop by itself. Kernel virtual addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -47,6 +65,9 @@ pub(crate) enum Stop {
     Execute(u64),
     /// After a vCPU has written to the four bytes at this address.
     Write(u64),
+    /// Soon after the four bytes at this address have changed: the machine reads them every
+    /// millisecond or more often, and the vCPUs go on meanwhile.
+    Change(u64),
 }
 
 /// What a machine tells by itself.
@@ -69,6 +90,8 @@ pub(crate) enum Event {
     Ended {
         /// What the machine said of it.
         how: String,
+        /// The guest's kernel asked for it: power off, not a reset and not a fault.
+        powered_off: bool,
     },
 }
 
@@ -144,4 +167,20 @@ pub(crate) trait Machine {
 
     /// What the guest's init has told since the last call: whole lines.
     fn messages(&mut self) -> Vec<String>;
+}
+
+/// Takes the whole lines out of what a guest's init has told so far; a line that is longer than
+/// `most` bytes is none.
+fn lines(pending: &mut Vec<u8>, most: usize) -> Vec<String> {
+    let Some(end) = memchr::memrchr(b'\n', pending) else {
+        // Ours are short lines.
+        if pending.len() > most {
+            pending.clear();
+        }
+        return Vec::new();
+    };
+    let rest = pending.split_off(end + 1);
+    let lines = std::mem::replace(pending, rest);
+    let lines = String::from_utf8_lossy(&lines);
+    lines.lines().map(|line| line.trim().to_owned()).collect()
 }

@@ -93,6 +93,8 @@ impl Gdb {
         let packet = match stop {
             Stop::Execute(at) => format!("{command}1,{at:x},1"),
             Stop::Write(at) => format!("{command}2,{at:x},4"),
+            // Nothing of QEMU's does that.
+            Stop::Change(_) => return Ok(false),
         };
         match self.ask(&packet)?.as_slice() {
             b"OK" => Ok(true),

@@ -1,4 +1,4 @@
-//! A guest in a QEMU: one of our own ([`Config`]), or one that is running already ([`attach`]).
+//! A guest in a QEMU: one of our own ([`Emulator`]), or one that is running already ([`attach`]).
 //!
 //! The memory of our own is a memfd of this process that QEMU maps shared, so a running guest can
 //! be read, a stopped one copied, and the memory of a QEMU that died be kept, without a word to
@@ -6,7 +6,7 @@
 //! registers come out of QEMU's own `dump-guest-memory` of a single page, in the very notes that
 //! its cores have.
 
-pub(crate) mod attach;
+mod attach;
 mod gdb;
 pub(crate) mod guardian;
 mod mtree;
@@ -30,7 +30,8 @@ use serde_json::{Value, json};
 
 use self::gdb::{Gdb, Place};
 use self::guardian::Guardian;
-pub(crate) use self::own::{Accel, Config};
+pub(crate) use self::own::Accel;
+pub(super) use self::own::Emulator;
 use self::qmp::Qmp;
 use super::perf::Counters;
 use super::{Cause, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
@@ -240,7 +241,7 @@ impl Qemu {
         Ok(states)
     }
 
-    fn ended(&mut self, how: &str) -> Event {
+    fn ended(&mut self, how: &str, powered_off: bool) -> Event {
         self.ended = true;
         let said = match &self.owner {
             Owner::Us { said, .. } => last_words(said),
@@ -248,6 +249,7 @@ impl Qemu {
         };
         Event::Ended {
             how: format!("{how}{said}"),
+            powered_off,
         }
     }
 
@@ -264,7 +266,8 @@ impl Qemu {
             match name {
                 Some("SHUTDOWN") => {
                     let how = format!("shut down ({})", reason.unwrap_or("no reason given"));
-                    return Ok(Some(self.ended(&how)));
+                    let powered_off = reason == Some("guest-shutdown");
+                    return Ok(Some(self.ended(&how, powered_off)));
                 }
                 Some("RESET") => return Ok(Some(Event::Restarted)),
                 Some("GUEST_PANICKED") => return Ok(Some(Event::Panicked)),
@@ -284,7 +287,7 @@ impl Qemu {
         };
         while Instant::now() < deadline {
             match child.try_wait() {
-                Ok(Some(status)) if status.success() => return Ok(self.ended("QEMU ended")),
+                Ok(Some(status)) if status.success() => return Ok(self.ended("QEMU ended", false)),
                 Ok(Some(status)) => {
                     self.ended = true;
                     let said = last_words(said);
@@ -571,17 +574,7 @@ impl Machine for Qemu {
         let host = self.host.as_mut();
         self.pending
             .extend(host.map(Tail::new_bytes).unwrap_or_default());
-        let Some(end) = memchr::memrchr(b'\n', &self.pending) else {
-            // Ours are short lines.
-            if self.pending.len() > MAX_LINE {
-                self.pending.clear();
-            }
-            return Vec::new();
-        };
-        let rest = self.pending.split_off(end + 1);
-        let lines = std::mem::replace(&mut self.pending, rest);
-        let lines = String::from_utf8_lossy(&lines);
-        lines.lines().map(|line| line.trim().to_owned()).collect()
+        super::lines(&mut self.pending, MAX_LINE)
     }
 }
 

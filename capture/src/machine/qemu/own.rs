@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::gdb::Gdb;
 use super::qmp::Qmp;
 use super::{BACKEND, Owner, Parts, Qemu, Tail, last_words};
-use crate::machine::{GuestMemory, Machine, MachineError};
+use crate::machine::{Config, GuestMemory, Machine, MachineError};
 
 /// Time in which QEMU opens its sockets.
 const START: Duration = Duration::from_secs(30);
@@ -27,27 +27,22 @@ pub(crate) enum Accel {
     Kvm,
 }
 
-/// What to start.
+/// How QEMU is to do it.
 #[derive(Debug, Clone)]
-pub(crate) struct Config {
+pub(in crate::machine) struct Emulator {
     /// The program, `qemu-system-x86_64`.
-    pub(crate) program: PathBuf,
-    pub(crate) accel: Accel,
+    pub(in crate::machine) program: PathBuf,
+    pub(in crate::machine) accel: Accel,
     /// `-cpu`.
-    pub(crate) cpu: String,
-    pub(crate) vcpus: u32,
-    pub(crate) memory_bytes: u64,
-    pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
-    /// Kernel command line.
-    pub(crate) append: String,
-    /// For tests: this vCPU does not stop when the others do.
-    pub(crate) unparked: Option<u32>,
+    pub(in crate::machine) cpu: String,
 }
 
 impl Qemu {
     /// Starts QEMU and lets the guest run.
-    pub(crate) fn start(config: &Config) -> Result<Self, MachineError> {
+    pub(in crate::machine) fn start(
+        emulator: &Emulator,
+        config: &Config,
+    ) -> Result<Self, MachineError> {
         let start = |what: &str, e: &dyn std::fmt::Display| {
             MachineError::Start(format!("cannot start the guest: {what}: {e}"))
         };
@@ -68,8 +63,8 @@ impl Qemu {
         for name in ["console", "host"] {
             File::create(at(name)).map_err(|e| start("its console", &e))?;
         }
-        let arguments = arguments(config, directory.path(), &memory);
-        let mut child = spawn(&config.program, &arguments, errors)?;
+        let arguments = arguments(emulator, config, directory.path(), &memory);
+        let mut child = spawn(&emulator.program, &arguments, errors)?;
 
         let deadline = Instant::now() + START;
         let mut alive = || matches!(child.try_wait(), Ok(None));
@@ -83,7 +78,7 @@ impl Qemu {
                 let said = last_words(&said);
                 return Err(MachineError::Start(format!(
                     "{} does not start: {error}{said}",
-                    config.program.display()
+                    emulator.program.display()
                 )));
             }
         };
@@ -98,7 +93,7 @@ impl Qemu {
             gdb,
             memory: GuestMemory::new(memory, Vec::new()),
             vcpus: config.vcpus,
-            kvm: config.accel == Accel::Kvm,
+            kvm: emulator.accel == Accel::Kvm,
             runs: false,
         })?;
         qemu.console = Some(console);
@@ -110,11 +105,11 @@ impl Qemu {
     }
 }
 
-fn arguments(config: &Config, directory: &Path, memory: &File) -> Vec<String> {
+fn arguments(emulator: &Emulator, config: &Config, directory: &Path, memory: &File) -> Vec<String> {
     let at = |name: &str| directory.join(name).display().to_string();
     // QEMU opens our memfd by our own entry in /proc, so that nothing has to be inherited.
     let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
-    let accel = match config.accel {
+    let accel = match emulator.accel {
         Accel::Tcg => "tcg,thread=multi",
         Accel::Kvm => "kvm",
     };
@@ -136,7 +131,7 @@ fn arguments(config: &Config, directory: &Path, memory: &File) -> Vec<String> {
         "-accel",
         accel,
         "-cpu",
-        &config.cpu,
+        &emulator.cpu,
         "-smp",
         &config.vcpus.to_string(),
         "-kernel",

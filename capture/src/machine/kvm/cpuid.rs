@@ -1,0 +1,120 @@
+//! What the guest's CPUs say that they can do: what the host's KVM supports, as one socket whose
+//! cores have one thread each.
+
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
+use kvm_ioctls::Kvm;
+use vmm_sys_util::errno::Error;
+
+/// Leaf 1, %ecx.
+const XSAVE: u32 = 1 << 26;
+const OSXSAVE: u32 = 1 << 27;
+const AVX: u32 = 1 << 28;
+const FMA: u32 = 1 << 12;
+const F16C: u32 = 1 << 29;
+const TSC_DEADLINE: u32 = 1 << 24;
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, %edx: more than one logical CPU in the package.
+const HTT: u32 = 1 << 28;
+/// Leaf 7, %ecx.
+const PKU: u32 = 1 << 3;
+const OSPKE: u32 = 1 << 4;
+
+/// What every vCPU can do.
+#[derive(Debug, Clone)]
+pub(super) struct Features {
+    entries: Vec<kvm_cpuid_entry2>,
+    vcpus: u32,
+}
+
+impl Features {
+    /// `deadline`: the local APIC's timer takes deadlines.
+    pub(super) fn new(kvm: &Kvm, vcpus: u32, deadline: bool) -> Result<Self, Error> {
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+        let mut entries = supported.as_slice().to_vec();
+        // The topology leaves of later CPUs would contradict leaf 0xb below.
+        entries.retain(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_0026));
+        for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+            entry.ecx |= HYPERVISOR;
+            if deadline {
+                entry.ecx |= TSC_DEADLINE;
+            }
+        }
+        Ok(Self { entries, vcpus })
+    }
+
+    /// Takes away what is saved with XSAVE, on hosts where a guest's own set of it is not right.
+    pub(super) fn without_xsave(&mut self) {
+        self.entries.retain(|entry| entry.function != 0xd);
+        for entry in &mut self.entries {
+            match (entry.function, entry.index) {
+                (1, _) => entry.ecx &= !(XSAVE | OSXSAVE | AVX | FMA | F16C),
+                (7, 0) => {
+                    // Of leaf 7 all that needs AVX: AVX2, AVX-512 and what came with them.
+                    entry.ebx &= !((1 << 5) | 0xdc23_0000);
+                    entry.ecx &= !(PKU | OSPKE | 0x0000_5f42);
+                    entry.edx &= !0x03c0_010c;
+                }
+                (7, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+                // XOP, FMA4, LWP.
+                (0x8000_0001, _) => entry.ecx &= !((1 << 11) | (1 << 15) | (1 << 16)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Bits of an APIC id that tell the vCPUs from each other.
+    fn id_bits(&self) -> u32 {
+        self.vcpus.next_power_of_two().trailing_zeros()
+    }
+
+    /// What this vCPU says; its APIC id is its number.
+    pub(super) fn of(&self, vcpu: u32) -> Result<CpuId, Error> {
+        let mut entries = self.entries.clone();
+        let (count, bits) = (self.vcpus, self.id_bits());
+        for entry in &mut entries {
+            match (entry.function, entry.index) {
+                (1, _) => {
+                    let count = count.min(255);
+                    entry.ebx = entry.ebx & 0xffff | count << 16 | (vcpu & 0xff) << 24;
+                    entry.edx = entry.edx & !HTT | if count > 1 { HTT } else { 0 };
+                }
+                (4, _) => {
+                    // Intel's caches: cores of the package, and threads that share a cache.
+                    let cores = (1u32 << bits).min(64) - 1;
+                    let level = (entry.eax >> 5) & 7;
+                    let sharing = if level < 3 { 0 } else { (1u32 << bits) - 1 };
+                    entry.eax = entry.eax & 0x3fff | cores << 26 | (sharing & 0xfff) << 14;
+                }
+                // AMD's number of cores.
+                (0x8000_0008, _) => {
+                    entry.ecx = entry.ecx & !0xf0ff | bits << 12 | (count - 1) & 0xff;
+                }
+                // AMD's caches: threads that share one.
+                (0x8000_001d, _) => {
+                    let level = (entry.eax >> 5) & 7;
+                    let sharing = if level < 3 { 0 } else { count - 1 };
+                    entry.eax = entry.eax & 0x3fff | (sharing & 0xfff) << 14;
+                }
+                (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (vcpu, vcpu & 0xff, 0),
+                _ => {}
+            }
+        }
+        // Threads of a core, cores of the package, and the end of the list.
+        let levels = [(0, 0, 1, 1u32), (1, bits, count, 2), (2, 0, 0, 0)];
+        for (index, shift, logical, kind) in levels {
+            entries.push(kvm_cpuid_entry2 {
+                function: 0xb,
+                index,
+                flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                eax: shift,
+                ebx: logical,
+                ecx: index | kind << 8,
+                edx: vcpu,
+                ..kvm_cpuid_entry2::default()
+            });
+        }
+        CpuId::from_entries(&entries).map_err(|_| Error::new(libc::E2BIG))
+    }
+}

@@ -1,0 +1,492 @@
+//! A guest in this very process, on the host's KVM: no QEMU, no firmware.
+//!
+//! Its memory is a memfd, as QEMU's is. Each vCPU has a thread; a watcher reads the bytes that are
+//! to be noticed. Devices are two serial ports and what powers the guest off.
+
+mod acpi;
+mod boot;
+mod cpuid;
+mod debug;
+mod devices;
+mod layout;
+mod probe;
+mod raw;
+mod state;
+mod vcpu;
+mod watcher;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
+use kvm_ioctls::{Cap, Error};
+
+use self::cpuid::Features;
+use self::debug::Fires;
+use self::devices::Devices;
+use self::raw::{Vcpu, Vm};
+use self::vcpu::{Crew, Told};
+use self::watcher::Watcher;
+use super::{Cause, Config, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
+
+const DEVICE: &str = "/dev/kvm";
+/// Time for all vCPUs to stand when the machine itself wants it.
+const SHORT: Duration = Duration::from_secs(10);
+/// How long a kernel is tried before it counts as one that runs here.
+const TRIAL: Duration = Duration::from_secs(20);
+const TICK: Duration = Duration::from_millis(10);
+/// What a kernel writes when it has come through everything that a host may fail at, or is at an
+/// end that is its own.
+const BOOTED: [&[u8]; 3] = [
+    b"Run /init as init",
+    b"Kernel panic",
+    b"Freeing unused kernel",
+];
+/// Why a capture has no hardware counters.
+const NO_COUNTERS: &str = "the in-process machine opens no counters for its vCPUs' threads yet";
+/// Longest line of the guest's init, bytes.
+const MAX_LINE: usize = 64 << 10;
+
+/// A guest on KVM. It ends when this is dropped.
+pub(super) struct Kvm {
+    crew: Arc<Crew>,
+    vm: Arc<Vm>,
+    devices: Arc<Devices>,
+    memory: GuestMemory,
+    told: Receiver<Told>,
+    tell: Sender<Told>,
+    /// An event that came while the guest was tried.
+    stash: Option<Told>,
+    /// What init has said of a line that is not whole.
+    pending: Vec<u8>,
+    watcher: Option<Watcher>,
+    /// What of this host's debug registers works.
+    fires: Fires,
+    /// The guest's time can be set back.
+    shifts: bool,
+    /// What is in them, in this order.
+    hardware: Vec<Stop>,
+    stops: Vec<Stop>,
+    stands: bool,
+    /// The guest's clock and TSC when it was stopped.
+    stopped_at: Option<Time>,
+    ended: bool,
+    detail: String,
+}
+
+/// A guest's time.
+struct Time {
+    clock: Option<kvm_clock_data>,
+    /// Of each vCPU what its TSC was shifted by, and the host's time.
+    offsets: Vec<Option<u64>>,
+    at: Instant,
+}
+
+fn start(what: &str) -> impl Fn(Error) -> MachineError {
+    move |e| MachineError::Start(format!("cannot start the guest on KVM: {what}: {e}"))
+}
+
+/// Opens the device, or says what is wrong with it.
+fn open() -> Result<kvm_ioctls::Kvm, MachineError> {
+    kvm_ioctls::Kvm::new().map_err(|e| {
+        MachineError::Start(match e.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => format!(
+                "there is no {DEVICE}: load kvm_intel or kvm_amd, or switch on virtualisation in the firmware (for a guest: nested virtualisation on its host)"
+            ),
+            libc::EACCES | libc::EPERM => format!(
+                "no access to {DEVICE}: add yourself to the group that owns it (usually kvm)"
+            ),
+            _ => format!("{DEVICE}: {e}"),
+        })
+    })
+}
+
+impl Kvm {
+    /// Starts a guest and lets it run.
+    pub(super) fn start(config: &Config) -> Result<Self, MachineError> {
+        let mut kvm = Self::prepare(config.vcpus, config.memory_bytes, config.unparked)?;
+        let pieces = layout::pieces(config.memory_bytes);
+        let entry = boot::load(&kvm.vm.memory, &pieces, config)?;
+        if let Some(first) = kvm.crew.vcpu(0) {
+            boot::enter(&first.fd, entry).map_err(start("the first vCPU"))?;
+        }
+        kvm.resume()?;
+        Ok(kvm)
+    }
+
+    /// A machine with nothing in its memory, whose vCPUs stand.
+    fn prepare(vcpus: u32, memory_bytes: u64, unparked: Option<u32>) -> Result<Self, MachineError> {
+        let kvm = open()?;
+        let (fires, shifts) = (probe::fires(&kvm), probe::time_shifts(&kvm));
+        let most = kvm.get_max_vcpus();
+        if usize::try_from(vcpus).unwrap_or(usize::MAX) > most {
+            return Err(MachineError::Start(format!(
+                "{vcpus} vCPUs (--cpus): this host's KVM has at most {most} for a guest"
+            )));
+        }
+        let (mapped, memory) = layout::memory(memory_bytes)
+            .map_err(|e| MachineError::Start(format!("memory for the guest: {e}")))?;
+        let vm = Vm::new(&kvm, mapped).map_err(start("a virtual machine"))?;
+        vm.fd
+            .set_tss_address(layout::TSS)
+            .map_err(start("KVM_SET_TSS_ADDR"))?;
+        vm.fd
+            .set_identity_map_address(layout::IDENTITY_MAP)
+            .map_err(start("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.fd
+            .create_irq_chip()
+            .map_err(start("its interrupt controllers"))?;
+        vm.fd
+            .create_pit2(kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..kvm_pit_config::default()
+            })
+            .map_err(start("its timer"))?;
+        let devices = Devices::new(&vm.fd)
+            .map_err(|e| MachineError::Start(format!("the guest's serial ports: {e}")))?;
+        let devices = Arc::new(devices);
+        let vm = Arc::new(vm);
+        let deadline = vm.fd.check_extension(Cap::TscDeadlineTimer);
+        let mut features =
+            Features::new(&kvm, vcpus, deadline).map_err(start("KVM_GET_SUPPORTED_CPUID"))?;
+        let first = features.of(0).map_err(start("what its CPUs are"))?;
+        let saves = probe::saves(&kvm, &first);
+        if !saves {
+            features.without_xsave();
+        }
+        let cpus = (0..vcpus).map(|number| {
+            let vcpu = Vcpu::new(&vm, number)?;
+            vcpu.fd.set_cpuid2(&features.of(number)?)?;
+            Ok(vcpu)
+        });
+        let cpus = cpus
+            .collect::<Result<Vec<_>, Error>>()
+            .map_err(start("a vCPU"))?;
+        let (tell, told) = channel();
+        let crew = Crew::start(cpus, &devices, &tell, unparked)
+            .map_err(|e| MachineError::Start(format!("cannot start the guest on KVM: {e}")))?;
+        let machine = Self {
+            crew,
+            vm,
+            devices,
+            memory,
+            told,
+            tell,
+            stash: None,
+            pending: Vec::new(),
+            watcher: None,
+            fires,
+            shifts,
+            hardware: Vec::new(),
+            stops: Vec::new(),
+            stands: true,
+            stopped_at: None,
+            ended: false,
+            detail: format!(
+                "in-process, KVM API {}; {fires}{}{}",
+                kvm.get_api_version(),
+                if shifts {
+                    ""
+                } else {
+                    "; its TSC goes on while it stands"
+                },
+                if saves {
+                    ""
+                } else {
+                    "; its CPUs have no XSAVE, which does not work here"
+                },
+            ),
+        };
+        machine.park(SHORT);
+        Ok(machine)
+    }
+
+    fn park(&self, deadline: Duration) -> Vec<u32> {
+        self.crew.park(deadline)
+    }
+
+    /// Waits until the kernel has come so far that this host can run it, or says why it cannot.
+    pub(super) fn tried(mut self, end: &AtomicBool) -> Result<Self, MachineError> {
+        let deadline = Instant::now() + TRIAL;
+        while Instant::now() < deadline && !end.load(Ordering::Relaxed) {
+            let booted = self.devices.console.look(|text| {
+                let mut signs = BOOTED.iter();
+                signs.any(|sign| memchr::memmem::find(text, sign).is_some())
+            });
+            if booted {
+                break;
+            }
+            match self.told.recv_timeout(TICK) {
+                Err(_) => {}
+                Ok(Told::Failed { why }) => return Err(MachineError::Gone(why)),
+                Ok(Told::Ended {
+                    how,
+                    powered_off: false,
+                }) => {
+                    return Err(MachineError::Gone(format!(
+                        "the guest ended while it booted: {how}"
+                    )));
+                }
+                Ok(told) => {
+                    self.stash = Some(told);
+                    break;
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    fn event(&mut self, told: Told) -> Result<Option<Event>, MachineError> {
+        match told {
+            Told::Ended { how, powered_off } => {
+                self.ended = true;
+                Ok(Some(Event::Ended { how, powered_off }))
+            }
+            Told::Failed { why } => {
+                self.ended = true;
+                Err(MachineError::Gone(why))
+            }
+            Told::Changed { at } => {
+                self.halt();
+                Ok(Some(Event::Stopped {
+                    at: Stop::Change(at),
+                    rsp: 0,
+                    rdi: 0,
+                }))
+            }
+            Told::Debug { vcpu, pc, dr6 } => {
+                self.halt();
+                let Some(at) = debug::met(&self.hardware, pc, dr6) else {
+                    // Set before, or the guest's own: none of ours.
+                    self.resume()?;
+                    return Ok(None);
+                };
+                let regs = self
+                    .crew
+                    .vcpu(vcpu)
+                    .and_then(|vcpu| vcpu.fd.get_regs().ok());
+                let (rsp, rdi) = regs.map_or((0, 0), |regs| (regs.rsp, regs.rdi));
+                Ok(Some(Event::Stopped { at, rsp, rdi }))
+            }
+        }
+    }
+
+    /// Makes all vCPUs stand, and remembers when; those that do not.
+    fn halt(&mut self) -> Vec<u32> {
+        self.halt_within(SHORT)
+    }
+
+    fn halt_within(&mut self, deadline: Duration) -> Vec<u32> {
+        let missing = self.park(deadline);
+        if !self.stands {
+            self.stands = true;
+            self.stopped_at = missing.is_empty().then(|| self.time());
+        }
+        missing
+    }
+
+    fn time(&self) -> Time {
+        let offsets = (0..self.crew.count()).map(|number| {
+            let vcpu = self.crew.vcpu(number)?;
+            vcpu.tsc_offset()
+        });
+        Time {
+            offsets: offsets.collect(),
+            clock: self.vm.fd.get_clock().ok(),
+            at: Instant::now(),
+        }
+    }
+
+    /// Sets the guest's clocks back to when it was stopped, so that no time has passed for it. What
+    /// cannot be set back is told to the guest's kernel (`KVM_KVMCLOCK_CTRL`), which then does not
+    /// take the pause for a lockup.
+    fn set_back(&self, time: &Time) {
+        let paused = time.at.elapsed();
+        for (number, offset) in (0..).zip(&time.offsets) {
+            let Some(vcpu) = self.crew.vcpu(number) else {
+                continue;
+            };
+            let shifts = offset.filter(|_| self.shifts);
+            if let (Some(offset), Ok(khz)) = (shifts, vcpu.fd.get_tsc_khz()) {
+                let ticks = paused.as_nanos().saturating_mul(u128::from(khz)) / 1_000_000;
+                let ticks = u64::try_from(ticks).unwrap_or(0);
+                let _ = vcpu.set_tsc_offset(offset.wrapping_sub(ticks));
+            }
+            // A guest without kvmclock has nothing to be told.
+            let _ = vcpu.fd.kvmclock_ctrl();
+        }
+        // The guest's clocks stay with each other.
+        if let Some(clock) = time.clock.filter(|_| self.shifts) {
+            let clock = kvm_clock_data {
+                clock: clock.clock,
+                ..kvm_clock_data::default()
+            };
+            let _ = self.vm.fd.set_clock(&clock);
+        }
+    }
+
+    fn watch(&mut self, at: Option<u64>) -> bool {
+        self.watcher = None;
+        let Some(at) = at else {
+            return false;
+        };
+        let place = (0..self.crew.count()).find_map(|number| {
+            let vcpu = self.crew.vcpu(number)?;
+            watcher::place(&vcpu, &self.memory, at)
+        });
+        self.watcher = place.and_then(|place| {
+            Watcher::start(&self.vm, &self.crew, place, at, self.tell.clone()).ok()
+        });
+        self.watcher.is_some()
+    }
+}
+
+impl Machine for Kvm {
+    fn describe(&self) -> (&'static str, String) {
+        ("kvm", self.detail.clone())
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+
+    fn stood(&mut self) -> bool {
+        // Nobody else has a hand in it.
+        true
+    }
+
+    fn refresh(&mut self) -> Result<(), MachineError> {
+        // It is where it was put.
+        Ok(())
+    }
+
+    fn vcpus(&self) -> u32 {
+        self.crew.count()
+    }
+
+    fn wait(&mut self, wait: Duration) -> Result<Option<Event>, MachineError> {
+        let told = match self.stash.take() {
+            Some(told) => Ok(told),
+            None => self.told.recv_timeout(wait),
+        };
+        match told {
+            Ok(told) => self.event(told),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(MachineError::Gone("no vCPU is left".into()))
+            }
+        }
+    }
+
+    fn stop_at(&mut self, stops: &[Stop]) -> Result<Vec<Stop>, MachineError> {
+        if self.stops == stops {
+            return Ok(self.stops.clone());
+        }
+        let change = stops.iter().find_map(|stop| match stop {
+            Stop::Change(at) => Some(*at),
+            _ => None,
+        });
+        let ran = !self.stands;
+        self.halt();
+        let hardware = stops.iter().filter(|stop| self.fires.has(**stop));
+        self.hardware = hardware.copied().take(debug::COUNT).collect();
+        for vcpu in (0..self.crew.count()).filter_map(|number| self.crew.vcpu(number)) {
+            debug::set(&vcpu.fd, &self.hardware).map_err(|e| MachineError::Refused {
+                what: "KVM_SET_GUEST_DEBUG".into(),
+                why: e.to_string(),
+            })?;
+        }
+        let watched = self.watch(change);
+        let set = |stop: &&Stop| match stop {
+            Stop::Change(at) => watched && change == Some(*at),
+            stop => self.hardware.contains(stop),
+        };
+        self.stops = stops.iter().filter(set).copied().collect();
+        if ran {
+            self.resume()?;
+        }
+        Ok(self.stops.clone())
+    }
+
+    fn freeze(&mut self, deadline: Duration) -> Frozen {
+        let mut frozen = Frozen {
+            no_counters: Some(NO_COUNTERS.to_owned()),
+            ..Frozen::default()
+        };
+        for number in self.halt_within(deadline) {
+            frozen.faults.push(format!(
+                "vCPU {number} did not stop within {:.1} s",
+                deadline.as_secs_f64()
+            ));
+        }
+        for number in 0..self.crew.count() {
+            let Some(vcpu) = self.crew.vcpu(number) else {
+                continue;
+            };
+            match state::of(number, &vcpu.fd) {
+                Ok(state) => frozen.vcpus.push(state),
+                Err(e) => {
+                    if frozen.faults.is_empty() {
+                        frozen.cause = Cause::Registers;
+                    }
+                    frozen
+                        .faults
+                        .push(format!("the registers of vCPU {number}: {e}"));
+                }
+            }
+        }
+        frozen
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        if !self.stands || self.ended {
+            return Ok(());
+        }
+        if let Some(time) = self.stopped_at.take() {
+            self.set_back(&time);
+        }
+        for number in 0..self.crew.count() {
+            let told = self.crew.vcpu(number).and_then(|mut vcpu| {
+                let stands = debug::stands_at_one(&vcpu.fd, &self.hardware);
+                (stands && self.fires.step)
+                    .then(|| vcpu::step(&mut vcpu, number, &self.devices, &self.hardware))?
+            });
+            if let Some(told) = told {
+                let _ = self.tell.send(told);
+            }
+        }
+        self.stands = false;
+        self.crew.run();
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.watcher = None;
+        self.crew.quit();
+        self.ended = true;
+    }
+
+    fn console(&mut self) -> Vec<u8> {
+        self.devices.console.take()
+    }
+
+    fn messages(&mut self) -> Vec<String> {
+        self.pending.extend(self.devices.host.take());
+        super::lines(&mut self.pending, MAX_LINE)
+    }
+}
+
+impl Drop for Kvm {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,491 @@
+//! Tiny guests, written as bytes, on the machine's own KVM. Plain `cargo test` leaves them out, for
+//! not every machine has one: `tests/guest/nested.py --here` runs them, and within a guest that
+//! has one.
+
+use std::path::Path;
+
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
+use scx_postmortem_format::capture::{DescriptorTable, GeneralRegs};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::boot::Start;
+use super::*;
+
+/// Where the first vCPU's code is; the others' is a page further each.
+const CODE: u64 = 0x1_0000;
+/// What the guests count in.
+const DATA: u64 = 0x3_0000;
+const SOON: Duration = Duration::from_secs(5);
+/// One machine at a time: threads and files of all of them are counted.
+static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// Writes a letter to the console and powers off.
+#[rustfmt::skip]
+const HELLO: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx,0x3f8
+    0xb0, 0x6b, // mov al,0x6b
+    0xee, // out dx,al
+    0x66, 0xba, 0x04, 0x06, // mov dx,0x604
+    0x66, 0xb8, 0x00, 0x34, // mov ax,0x3400
+    0x66, 0xef, // out dx,ax
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp 0x11
+];
+
+/// Tells the first vCPU that it runs.
+#[rustfmt::skip]
+const SECOND: &[u8] = &[
+    0xc7, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00, 0x07, 0x00, 0x00, 0x00, // mov DWORD PTR ds:0x30000,0x7
+    0xeb, 0xfe, // jmp 0xb
+];
+
+/// Waits for the second vCPU and powers off.
+#[rustfmt::skip]
+const FIRST: &[u8] = &[
+    0x83, 0x3c, 0x25, 0x00, 0x00, 0x03, 0x00, 0x07, // cmp DWORD PTR ds:0x30000,0x7
+    0x75, 0xf6, // jne 0x0
+    0x66, 0xba, 0x04, 0x06, // mov dx,0x604
+    0x66, 0xb8, 0x00, 0x34, // mov ax,0x3400
+    0x66, 0xef, // out dx,ax
+    0xeb, 0xfe, // jmp 0x14
+];
+
+/// Counts for ever, with interrupts off.
+#[rustfmt::skip]
+const COUNT: &[u8] = &[
+    0x48, 0xff, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00, // inc QWORD PTR ds:0x30000
+    0xeb, 0xf6, // jmp 0x0
+];
+
+/// Counts for ever and notes the time stamp counter.
+#[rustfmt::skip]
+const CLOCK: &[u8] = &[
+    0x0f, 0x31, // rdtsc
+    0x48, 0xc1, 0xe2, 0x20, // shl rdx,0x20
+    0x48, 0x09, 0xd0, // or rax,rdx
+    0x48, 0x89, 0x04, 0x25, 0x08, 0x00, 0x03, 0x00, // mov QWORD PTR ds:0x30008,rax
+    0x48, 0xff, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00, // inc QWORD PTR ds:0x30000
+    0xeb, 0xe5, // jmp 0x0
+];
+
+/// Waits until it is let go, then writes what is watched.
+#[rustfmt::skip]
+const LATE: &[u8] = &[
+    0x83, 0x3c, 0x25, 0x10, 0x00, 0x03, 0x00, 0x00, // cmp DWORD PTR ds:0x30010,0x0
+    0x74, 0xf6, // je 0x0
+    0xc7, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00, 0x05, 0x00, 0x00, 0x00, // mov DWORD PTR ds:0x30000,0x5
+    0xeb, 0xfe, // jmp 0x15
+];
+
+/// Sets every register that a capture has, tells so in its own last bytes, and stands there.
+#[rustfmt::skip]
+const REGISTERS: &[u8] = &[
+    0xb9, 0x81, 0x00, 0x00, 0xc0, // mov ecx,0xc0000081
+    0xb8, 0x11, 0x11, 0x11, 0x11, // mov eax,0x11111111
+    0xba, 0x10, 0x00, 0x23, 0x00, // mov edx,0x230010
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x82, 0x00, 0x00, 0xc0, // mov ecx,0xc0000082
+    0xb8, 0x22, 0x22, 0x22, 0x22, // mov eax,0x22222222
+    0xba, 0xff, 0xff, 0xff, 0xff, // mov edx,0xffffffff
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x83, 0x00, 0x00, 0xc0, // mov ecx,0xc0000083
+    0xb8, 0x33, 0x33, 0x33, 0x33, // mov eax,0x33333333
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x84, 0x00, 0x00, 0xc0, // mov ecx,0xc0000084
+    0xb8, 0x00, 0x47, 0x04, 0x00, // mov eax,0x44700
+    0x31, 0xd2, // xor edx,edx
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x00, 0x01, 0x00, 0xc0, // mov ecx,0xc0000100
+    0xb8, 0x55, 0x55, 0x55, 0x55, // mov eax,0x55555555
+    0xba, 0x00, 0x7f, 0x00, 0x00, // mov edx,0x7f00
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x01, 0x01, 0x00, 0xc0, // mov ecx,0xc0000101
+    0xb8, 0x66, 0x66, 0x66, 0x66, // mov eax,0x66666666
+    0xba, 0x80, 0x88, 0xff, 0xff, // mov edx,0xffff8880
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x02, 0x01, 0x00, 0xc0, // mov ecx,0xc0000102
+    0xb8, 0x77, 0x77, 0x77, 0x77, // mov eax,0x77777777
+    0xba, 0x11, 0x7f, 0x00, 0x00, // mov edx,0x7f11
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x77, 0x02, 0x00, 0x00, // mov ecx,0x277
+    0xb8, 0x06, 0x04, 0x07, 0x00, // mov eax,0x70406
+    0xba, 0x06, 0x04, 0x07, 0x00, // mov edx,0x70406
+    0x0f, 0x30, // wrmsr
+    0x48, 0xc7, 0xc0, 0x78, 0x56, 0x34, 0x12, // mov rax,0x12345678
+    0x0f, 0x22, 0xd0, // mov cr2,rax
+    0x48, 0xc7, 0xc0, 0x00, 0x10, 0x00, 0x00, // mov rax,0x1000
+    0x0f, 0x23, 0xc0, // mov dr0,rax
+    0x48, 0xc7, 0xc0, 0x00, 0x20, 0x00, 0x00, // mov rax,0x2000
+    0x0f, 0x23, 0xd8, // mov dr3,rax
+    0xb8, 0x05, 0x00, 0x00, 0x00, // mov eax,0x5
+    0x44, 0x0f, 0x22, 0xc0, // mov cr8,rax
+    0x0f, 0x01, 0x1c, 0x25, 0x00, 0x01, 0x03, 0x00, // lidt ds:0x30100
+    0xb8, 0x18, 0x00, 0x00, 0x00, // mov eax,0x18
+    0x8e, 0xd8, // mov ds,eax
+    0x8e, 0xc0, // mov es,eax
+    0x48, 0xb8, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, // movabs rax,0x101010101010101
+    0x48, 0xbb, 0x02, 0x02, 0x02, 0x02, 0x02, 0x02, 0x02, 0x02, // movabs rbx,0x202020202020202
+    0x48, 0xb9, 0x03, 0x03, 0x03, 0x03, 0x03, 0x03, 0x03, 0x03, // movabs rcx,0x303030303030303
+    0x48, 0xba, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04, // movabs rdx,0x404040404040404
+    0x48, 0xbe, 0x05, 0x05, 0x05, 0x05, 0x05, 0x05, 0x05, 0x05, // movabs rsi,0x505050505050505
+    0x48, 0xbf, 0x06, 0x06, 0x06, 0x06, 0x06, 0x06, 0x06, 0x06, // movabs rdi,0x606060606060606
+    0x48, 0xbd, 0x07, 0x07, 0x07, 0x07, 0x07, 0x07, 0x07, 0x07, // movabs rbp,0x707070707070707
+    0x48, 0xbc, 0x08, 0x08, 0x08, 0x08, 0x08, 0x08, 0x08, 0x08, // movabs rsp,0x808080808080808
+    0x49, 0xb8, 0x09, 0x09, 0x09, 0x09, 0x09, 0x09, 0x09, 0x09, // movabs r8,0x909090909090909
+    0x49, 0xb9, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, // movabs r9,0xa0a0a0a0a0a0a0a
+    0x49, 0xba, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, // movabs r10,0xb0b0b0b0b0b0b0b
+    0x49, 0xbb, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, // movabs r11,0xc0c0c0c0c0c0c0c
+    0x49, 0xbc, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, // movabs r12,0xd0d0d0d0d0d0d0d
+    0x49, 0xbd, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, // movabs r13,0xe0e0e0e0e0e0e0e
+    0x49, 0xbe, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, // movabs r14,0xf0f0f0f0f0f0f0f
+    0x49, 0xbf, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, // movabs r15,0x1010101010101010
+    0xf9, // stc
+    0xff, 0x05, 0x02, 0x00, 0x00, 0x00, // inc DWORD PTR [rip+0x2]
+    0xeb, 0xfe, // jmp 0x15f
+    0x00, 0x00, 0x00, 0x00, // becomes 1
+];
+
+/// `ud2`, with no handler for it.
+const FAULT: &[u8] = &[0x0f, 0x0b];
+
+/// A machine whose vCPUs run these, with interrupts off.
+fn tiny(codes: &[&[u8]], unparked: Option<u32>) -> Kvm {
+    let vcpus = u32::try_from(codes.len()).unwrap();
+    let machine = Kvm::prepare(vcpus, 4 << 20, unparked);
+    let mut machine = machine.unwrap_or_else(|e| panic!("this test needs a KVM that works: {e}"));
+    boot::long_mode_tables(&machine.vm.memory).unwrap();
+    for (number, code) in (0..).zip(codes) {
+        let rip = CODE + u64::from(number) * 0x1000;
+        let memory = &machine.vm.memory;
+        memory.write_slice(code, GuestAddress(rip)).unwrap();
+        let vcpu = machine.crew.vcpu(number).unwrap();
+        boot::enter(&vcpu.fd, Start { rip, rsi: 0 }).unwrap();
+        let runs = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        vcpu.fd.set_mp_state(runs).unwrap();
+    }
+    machine.resume().unwrap();
+    machine
+}
+
+fn read(machine: &Kvm, at: u64) -> u64 {
+    machine.vm.memory.read_obj(GuestAddress(at)).unwrap()
+}
+
+fn write(machine: &Kvm, at: u64, value: u64) {
+    machine
+        .vm
+        .memory
+        .write_obj(value, GuestAddress(at))
+        .unwrap();
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !done() {
+        assert!(Instant::now() < end, "it never came to pass: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn one() -> std::sync::MutexGuard<'static, ()> {
+    ONE.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn ended(machine: &mut Kvm) -> (String, bool) {
+    match machine.wait(SOON) {
+        Ok(Some(Event::Ended { how, powered_off })) => (how, powered_off),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_guest_writes_to_its_console_and_powers_off() {
+    let _one = one();
+    let mut machine = tiny(&[HELLO], None);
+    assert_eq!(ended(&mut machine), ("powered off".into(), true));
+    assert_eq!(machine.console(), b"k");
+    assert_eq!(machine.describe().0, "kvm");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn two_vcpus_run_at_the_same_time() {
+    let _one = one();
+    let mut machine = tiny(&[FIRST, SECOND], None);
+    assert_eq!(ended(&mut machine), ("powered off".into(), true));
+    assert_eq!(read(&machine, DATA), 7);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_triple_fault_ends_the_guest_and_leaves_its_registers() {
+    let _one = one();
+    let mut machine = tiny(&[FAULT, COUNT], None);
+    let (how, powered_off) = ended(&mut machine);
+    assert!(
+        how.contains("triple fault on vCPU 0") && !powered_off,
+        "{how}"
+    );
+    let frozen = machine.freeze(SOON);
+    assert_eq!((frozen.vcpus.len(), frozen.faults.len()), (2, 0));
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_vcpu_that_spins_with_interrupts_off_parks_and_goes_on() {
+    let _one = one();
+    let mut machine = tiny(&[COUNT, COUNT], None);
+    let mut longest = Duration::ZERO;
+    for cycle in 0..100 {
+        let before = read(&machine, DATA);
+        until("work goes on", || read(&machine, DATA) > before);
+        let start = Instant::now();
+        let frozen = machine.freeze(SOON);
+        longest = longest.max(start.elapsed());
+        assert_eq!(frozen.faults, [""; 0], "cycle {cycle}");
+        let rips: Vec<u64> = frozen.vcpus.iter().map(|v| v.general.rip).collect();
+        for (number, rip) in (0..).zip(rips) {
+            let offset = rip - CODE - number * 0x1000;
+            assert!(offset == 0 || offset == 8, "vCPU {number} is at {rip:#x}");
+        }
+        let still = read(&machine, DATA);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(
+            read(&machine, DATA),
+            still,
+            "cycle {cycle}: it works while it stands"
+        );
+        machine.resume().unwrap();
+    }
+    println!("longest of 100 freezes: {longest:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn one_that_does_not_park_is_missing_and_the_others_are_there() {
+    let _one = one();
+    let mut machine = tiny(&[LATE, COUNT], Some(1));
+    until("the second one runs", || read(&machine, DATA) > 0);
+    let frozen = machine.freeze(Duration::from_millis(200));
+    let there: Vec<u32> = frozen.vcpus.iter().map(|vcpu| vcpu.vcpu).collect();
+    assert_eq!(there, [0]);
+    assert_eq!(frozen.faults, ["vCPU 1 did not stop within 0.2 s"]);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn registers_are_those_that_the_guest_has_set() {
+    let _one = one();
+    let mut machine = tiny(&[REGISTERS], None);
+    let told = CODE + u64::try_from(REGISTERS.len()).unwrap() - 4;
+    // What lidt loads.
+    let event = machine.wait(Duration::from_millis(500)).unwrap();
+    assert_eq!(event, None);
+    let frozen = machine.freeze(SOON);
+    let rip = frozen.vcpus[0].general.rip;
+    let offset = rip - CODE;
+    assert_eq!(read(&machine, told) & 0xff, 1, "it stands at {offset:#x}");
+    assert_eq!(frozen.faults, [""; 0]);
+    let state = &frozen.vcpus[0];
+    let of = |byte: u64| byte * 0x0101_0101_0101_0101;
+    let general = GeneralRegs {
+        rax: of(1),
+        rbx: of(2),
+        rcx: of(3),
+        rdx: of(4),
+        rsi: of(5),
+        rdi: of(6),
+        rbp: of(7),
+        rsp: of(8),
+        r8: of(9),
+        r9: of(10),
+        r10: of(11),
+        r11: of(12),
+        r12: of(13),
+        r13: of(14),
+        r14: of(15),
+        r15: of(16),
+        rip: told - 2,
+        // Carry, and the bit that is always set.
+        rflags: 3,
+    };
+    assert_eq!(state.general, general);
+    let special = state.special.unwrap();
+    let selectors = [
+        special.cs, special.ds, special.es, special.fs, special.ss, special.tr,
+    ];
+    let selectors = selectors.map(|segment| segment.selector);
+    assert_eq!(selectors, [0x10, 0x18, 0x18, 0x18, 0x18, 0x20]);
+    assert_eq!((special.cs.flags, special.ds.flags), (0xa0_9b00, 0xc0_9300));
+    assert_eq!(special.cs.limit, 0xffff_ffff);
+    let gdt = DescriptorTable {
+        base: layout::GDT,
+        limit: 39,
+    };
+    let idt = DescriptorTable { base: 0, limit: 0 };
+    assert_eq!((special.gdt, special.idt), (gdt, idt));
+    assert_eq!(
+        (special.fs.base, special.gs.base),
+        (0x7f00_5555_5555, 0xffff_8880_6666_6666)
+    );
+    assert_eq!((special.cr0, special.cr2), (0x8000_0011, 0x1234_5678));
+    assert_eq!((special.cr3, special.cr4), (layout::PAGE_TABLES, 0x20));
+    assert_eq!((special.cr8, special.efer), (Some(5), Some(0x500)));
+    let debug = state.debug.unwrap();
+    assert_eq!(
+        (debug.dr0, debug.dr1, debug.dr2, debug.dr3),
+        (0x1000, 0, 0, 0x2000)
+    );
+    assert_eq!((debug.dr6, debug.dr7), (0xffff_0ff0, 0x400));
+    let expected = [
+        (0xc000_0080, 0x500),
+        (0xc000_0081, 0x0023_0010_1111_1111),
+        (0xc000_0082, 0xffff_ffff_2222_2222),
+        (0xc000_0083, 0xffff_ffff_3333_3333),
+        (0xc000_0084, 0x4_4700),
+        (0xc000_0100, 0x7f00_5555_5555),
+        (0xc000_0101, 0xffff_8880_6666_6666),
+        (0xc000_0102, 0x7f11_7777_7777),
+        (0x277, 0x0007_0406_0007_0406),
+    ];
+    for (index, value) in expected {
+        assert_eq!(state.msr(index), Some(value), "MSR {index:#x}");
+    }
+    assert!(
+        state.msr(0x10).is_some_and(|tsc| tsc > 0),
+        "{:?}",
+        state.msrs
+    );
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn no_time_passes_for_a_guest_that_stands() {
+    const PAUSE: Duration = Duration::from_millis(400);
+    let _one = one();
+    let mut machine = tiny(&[CLOCK, CLOCK], None);
+    until("it runs", || read(&machine, DATA) > 0);
+    machine.freeze(SOON);
+    let khz = machine.crew.vcpu(0).unwrap().fd.get_tsc_khz().unwrap();
+    let before = read(&machine, DATA + 8);
+    std::thread::sleep(PAUSE);
+    let count = read(&machine, DATA);
+    let resumed = Instant::now();
+    machine.resume().unwrap();
+    until("it goes on", || read(&machine, DATA) > count);
+    let passed = read(&machine, DATA + 8) - before;
+    let most = resumed.elapsed() + PAUSE / 4;
+    let passed = Duration::from_micros(passed * 1000 / u64::from(khz));
+    println!("time can be set back: {}", machine.shifts);
+    if machine.shifts {
+        assert!(
+            passed < most,
+            "{passed:?} passed in the guest, at most {most:?} in which it ran"
+        );
+    } else {
+        // A host whose guests read its own counter: said in the manifest.
+        assert!(passed >= PAUSE, "only {passed:?} passed in the guest");
+        let detail = machine.describe().1;
+        assert!(detail.contains("its TSC goes on"), "{detail}");
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn what_is_said_to_stop_the_guest_does() {
+    let _one = one();
+    let mut machine = tiny(&[LATE], None);
+    machine.freeze(SOON);
+    let stops = [Stop::Write(DATA), Stop::Execute(CODE + 10)];
+    let set = machine.stop_at(&stops).unwrap();
+    println!("{}", machine.describe().1);
+    assert_eq!(set.contains(&stops[0]), machine.fires.write);
+    assert_eq!(set.contains(&stops[1]), machine.fires.execute);
+    write(&machine, DATA + 16, 1);
+    machine.resume().unwrap();
+    for stop in [stops[1], stops[0]] {
+        if !set.contains(&stop) {
+            continue;
+        }
+        let event = machine.wait(SOON).unwrap();
+        let Some(Event::Stopped { at, rsp, .. }) = event else {
+            panic!("{event:?} instead of {stop:?}");
+        };
+        assert_eq!((at, rsp), (stop, layout::BOOT_PARAMS - 16));
+        // The watched bytes have not been written before, and have been behind.
+        let written = if stop == stops[0] { 5 } else { 0 };
+        assert_eq!(read(&machine, DATA) & 0xffff_ffff, written);
+        machine.resume().unwrap();
+    }
+    until("it goes on", || read(&machine, DATA) & 0xffff_ffff == 5);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_change_in_memory_stops_the_guest_soon() {
+    let _one = one();
+    let mut machine = tiny(&[LATE, COUNT], None);
+    let at = Stop::Change(DATA + 0x10);
+    // What changes is what lets the first vCPU go, and it is we who change it.
+    assert_eq!(machine.stop_at(&[at]).unwrap(), [at]);
+    assert_eq!(machine.wait(Duration::from_millis(50)).unwrap(), None);
+    let start = Instant::now();
+    write(&machine, DATA + 0x10, 1);
+    let event = machine.wait(SOON).unwrap();
+    println!("noticed in {:?}", start.elapsed());
+    assert_eq!(event, Some(Event::Stopped { at, rsp: 0, rdi: 0 }));
+    assert_eq!(machine.freeze(SOON).faults, [""; 0]);
+}
+
+/// Our threads and files, by what they are.
+fn left() -> Vec<String> {
+    let entries = |path: &str| std::fs::read_dir(path).unwrap().flatten();
+    let threads = entries("/proc/self/task").filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let name = name.trim();
+        (name.starts_with("vcpu-") || name == "watcher").then(|| name.to_owned())
+    });
+    let files = entries("/proc/self/fd").filter_map(|fd| {
+        let target = std::fs::read_link(fd.path()).ok()?;
+        let name = target.to_string_lossy().into_owned();
+        let ours = ["kvm", "scx-postmortem-guest", "eventfd"];
+        ours.iter().any(|own| name.contains(own)).then_some(name)
+    });
+    threads.chain(files).collect()
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn two_hundred_machines_leave_nothing_behind() {
+    let _one = one();
+    let nothing: Vec<String> = Vec::new();
+    assert_eq!(left(), nothing);
+    for index in 0..200 {
+        match index % 4 {
+            0 => assert!(ended(&mut tiny(&[HELLO], None)).1),
+            1 => assert!(!ended(&mut tiny(&[FAULT, COUNT], None)).1),
+            2 => {
+                let mut machine = tiny(&[COUNT, COUNT], None);
+                machine.stop_at(&[Stop::Change(DATA + 8)]).unwrap();
+                assert!(left().len() > 6, "{:?}", left());
+            }
+            _ => {
+                let config = Config {
+                    vcpus: 1,
+                    memory_bytes: 64 << 20,
+                    kernel: "/proc/self/exe".into(),
+                    initrd: "/nothing/there".into(),
+                    ..Config::default()
+                };
+                let why = Kvm::start(&config).err().unwrap();
+                assert!(matches!(why, MachineError::Start(_)), "{why}");
+            }
+        }
+        assert_eq!(left(), nothing, "machine {index}");
+    }
+    assert!(Path::new(DEVICE).exists());
+}
