@@ -29,7 +29,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         .map(|(_, symbol, source)| format!(" in {}() at {source}", super::program_name(symbol)));
     let task = task(case);
     let whose = task.as_ref().map_or(String::new(), |task| {
-        format!(", while CPU {} ran {}[{}]", task.cpu, task.comm, task.pid)
+        let who = format!("{}[{}]", task.comm, task.pid);
+        match task.cpu {
+            Some((cpu, _)) => format!(", while CPU {cpu} ran {who}"),
+            None => format!(", in the context of {who}"),
+        }
     });
     let words = message.as_ref().map_or("no message", |(_, words)| words);
     let mut draft = Draft::new(
@@ -48,8 +52,10 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     if let Some(task) = task {
         draft = draft
             .rests_on(format_args!("{}comm", task.path), &task.comm)
-            .rests_on(format_args!("{}pid", task.path), task.pid)
-            .rests_on(task.cpu_path, task.cpu);
+            .rests_on(format_args!("{}pid", task.path), task.pid);
+        if let Some((cpu, path)) = task.cpu {
+            draft = draft.rests_on(path, cpu);
+        }
     }
     vec![draft]
 }
@@ -58,10 +64,10 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
 struct Failing {
     comm: String,
     pid: i32,
-    cpu: u32,
+    /// The CPU, which kernels before 7.2 do not keep, and where it stands.
+    cpu: Option<(u32, &'static str)>,
     /// What the members' names follow.
     path: String,
-    cpu_path: &'static str,
 }
 
 fn task(case: &Case<'_>) -> Option<Failing> {
@@ -69,16 +75,15 @@ fn task(case: &Case<'_>) -> Option<Failing> {
     let number = |cpu: Option<i32>| cpu.and_then(|cpu| u32::try_from(cpu).ok());
     if let Some(dump) = &exit.parsed_dump
         && let (Some(comm), Some(pid)) = (&dump.comm, dump.pid)
-        && let Some((cpu, cpu_path)) = number(dump.exit_cpu)
-            .map(|cpu| (cpu, "exit_info/parsed_dump/exit_cpu"))
-            .or_else(|| Some((number(exit.exit_cpu)?, "exit_info/exit_cpu")))
     {
+        let cpu = number(dump.exit_cpu)
+            .map(|cpu| (cpu, "exit_info/parsed_dump/exit_cpu"))
+            .or_else(|| Some((number(exit.exit_cpu)?, "exit_info/exit_cpu")));
         return Some(Failing {
             comm: comm.clone(),
             pid,
             cpu,
             path: "exit_info/parsed_dump/".to_owned(),
-            cpu_path,
         });
     }
     // Before the dump is written: while it is being thrown out, the CPU still runs what it ran.
@@ -90,8 +95,7 @@ fn task(case: &Case<'_>) -> Option<Failing> {
     Some(Failing {
         comm: curr.comm.clone(),
         pid: curr.pid,
-        cpu,
+        cpu: Some((cpu, "exit_info/exit_cpu")),
         path: format!("cpus/{at}/curr/"),
-        cpu_path: "exit_info/exit_cpu",
     })
 }

@@ -298,6 +298,31 @@ fn an_error_exit_names_the_task_and_rests_on_what_is_there() {
             "exit_info/parsed_dump/exit_cpu",
         ])
     );
+    // Before 7.2 neither the record nor the dump's head has the CPU.
+    let mut older = failed(
+        "x",
+        Some(KernelDump {
+            exit_cpu: None,
+            ..dump.clone()
+        }),
+    );
+    if let Some(exit) = &mut older.exit_info {
+        exit.exit_cpu = None;
+    }
+    let (what, paths) = first(&older);
+    assert_eq!(
+        what,
+        "the scheduler called scx_bpf_error(), in the context of trip-0[212]: x"
+    );
+    assert_eq!(
+        paths,
+        of(&[
+            "exit_info/kind_name",
+            "exit_info/msg",
+            "exit_info/parsed_dump/comm",
+            "exit_info/parsed_dump/pid",
+        ])
+    );
     // No message: the reason stands for it, and is the evidence.
     let (what, paths) = first(&failed("", Some(dump)));
     assert!(what.ends_with(": scx_bpf_error"), "{what}");
