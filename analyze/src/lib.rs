@@ -14,7 +14,8 @@
 //! - [`degraded`]: the report of a capture that was given up;
 //! - [`exclude`]: which pages are free, user memory or page cache;
 //! - [`reduce`]: a capture of only the pages that a report reads;
-//! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
+//! - [`analysis`]: runs the walkers and puts the report together, in a fixed order;
+//! - [`snapshot`]: a report asked by name, for tests.
 #![deny(unsafe_code)]
 
 pub mod addr;
@@ -31,6 +32,7 @@ pub mod object;
 pub mod recover;
 pub mod reduce;
 pub mod render;
+pub mod snapshot;
 pub mod source;
 pub mod tables;
 pub mod walk;

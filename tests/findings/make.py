@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNEL = "7.3"
 TABLES = HERE / f"kernel-{KERNEL}.tables.zst"
-GUESTS = "affinity arena bypass fifo healthy hog idle lock ring slow stranded stuck".split()
+GUESTS = "affinity arena bypass fifo healthy hog idle lock ring slow stranded stuck twice".split()
 # Limit of the repository, MB.
 ALL = 12
 
