@@ -15,7 +15,9 @@
 //! - [`exclude`]: which pages are free, user memory or page cache;
 //! - [`reduce`]: a capture of only the pages that a report reads;
 //! - [`analysis`]: runs the walkers and puts the report together, in a fixed order;
-//! - [`snapshot`]: a report asked by name, for tests.
+//! - [`snapshot`]: a report asked by name, for tests;
+//! - [`query`]: the same for people, and the kernel's own objects;
+//! - [`golden`]: reports that are to stay as they are.
 #![deny(unsafe_code)]
 
 pub mod addr;
@@ -25,10 +27,12 @@ pub mod diagnose;
 pub mod diff;
 pub mod error;
 pub mod exclude;
+pub mod golden;
 pub mod history;
 pub mod kernel;
 pub mod monitor;
 pub mod object;
+pub mod query;
 pub mod recover;
 pub mod reduce;
 pub mod render;

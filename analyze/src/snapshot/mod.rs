@@ -114,6 +114,11 @@ impl<'a> Snapshot<'a> {
         maps.filter(move |map| filter.is_none_or(|filter| filter.admits(map)))
     }
 
+    /// Whether the view has this map.
+    pub(crate) fn admits(&self, map: &FailureDumpMap) -> bool {
+        self.active.is_none_or(|filter| filter.admits(map))
+    }
+
     fn sections(&self) -> impl Iterator<Item = &'a FailureDumpMap> + use<'a> {
         self.maps().filter(|map| is_section(map))
     }

@@ -312,6 +312,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         left_out: Vec::new(),
         excluded: Excluded::default(),
         trigger: None,
+        digest: None,
         warnings,
     })
 }
