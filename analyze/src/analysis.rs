@@ -256,10 +256,11 @@ pub fn analyze_timed(
 #[must_use]
 pub fn analyze_dual(early: &Kernel, late: &Kernel, options: &Options) -> DualFailureDumpReport {
     let (before, mut after) = rayon::join(|| analyze(early, options), || analyze(late, options));
-    if let (Some(before), Some(after_own)) = (&before.postmortem, &mut after.postmortem) {
-        after_own.unavailable.retain(|u| u.section != EARLY);
-        after_own.diff = Some(Box::new(diff::compare(before, after_own)));
-        after_own.findings = diagnose::findings(after_own, &after.maps);
+    let changes = diff::compare(&before, &after);
+    if let Some(own) = &mut after.postmortem {
+        own.unavailable.retain(|u| u.section != EARLY);
+        own.diff = Some(Box::new(changes));
+        own.findings = diagnose::findings(own, &after.maps);
     }
     let own = before.postmortem.as_deref();
     let timeout = own
@@ -574,6 +575,7 @@ fn input_info(kernel: &Kernel) -> InputInfo {
         vcpus: u32::try_from(kernel.image.vcpus.len()).ok(),
         left_out: kernel.image.left_out.clone(),
         trigger: kernel.image.trigger.clone(),
+        digest: kernel.image.digest.clone(),
     }
 }
 
@@ -600,6 +602,10 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
             .and_then(|at| kernel.cpu_mask(at))
             .map(|cpus| cpu_list(&cpus))
     };
+    let base = |symbol: &str| {
+        let at = kernel.symbol(symbol).and_then(|at| kernel.read_u64(at));
+        at.map(Hex)
+    };
     let mut info = KernelInfo {
         release: Some(kernel.release().to_owned()),
         build_id: kernel.vmcoreinfo.build_id().map(str::to_owned),
@@ -621,6 +627,8 @@ fn kernel_info(kernel: &Kernel, clock: Option<&Clock>, remarks: &mut Remarks) ->
         kaslr_offset: kernel.kaslr_offset().map(Hex),
         phys_base: Some(kernel.phys_base()),
         page_offset_base: Some(Hex(kernel.page_offset.0)),
+        vmalloc_base: remarks.ok("kernel.vmalloc_base", base("vmalloc_base")),
+        vmemmap_base: remarks.ok("kernel.vmemmap_base", base("vmemmap_base")),
         cmdline: remarks.ok("kernel.cmdline", cmdline),
         // Without sched_ext another remark says so.
         sched_ext_state: has_sched_ext(kernel)

@@ -1,5 +1,11 @@
 //! Command line, exit codes and output files of `analyze`.
 
+mod diff;
+mod golden;
+mod query;
+mod shell;
+mod upgrade;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -39,6 +45,8 @@ mod exit {
     pub(super) const NO_SCHED_EXT: u8 = 6;
     /// `verify` found damage.
     pub(super) const DAMAGED: u8 = 7;
+    /// `golden check` found a report that is not the golden one, or that could not be made.
+    pub(super) const DIFFERS: u8 = 8;
 }
 
 const EXAMPLES: &str = "\
@@ -47,6 +55,7 @@ Examples:
   analyze stall.core.zst --format json -o r.json
   analyze vmcore.elf --btf vmlinux.btf        types from a file, when the image has none
   analyze info stall.core.zst                 what is in this file, in milliseconds
+  analyze query stall.core.zst 'rq(1).scx.nr_running' 'bss.nr_parked'   see docs/query.md
   analyze verify stall.core.zst               check every frame
   analyze export stall.core.zst -o core.elf   for drgn, crash, gdb
   analyze reduce stall.core.zst -o small.core.zst   only what the report needs, for a bug report or a test
@@ -62,6 +71,7 @@ Exit codes:
   5  no usable kernel in the image
   6  report written, but this kernel has no sched_ext
   7  verify found damage
+  8  golden check found a difference, or golden bless a capture that it cannot read
 ";
 
 /// Reads a core of a Linux guest and reports on its sched_ext scheduler.
@@ -115,6 +125,18 @@ enum Command {
         #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
         level: i32,
     },
+    /// Answers questions about a guest: variables, map entries, kernel objects, the report.
+    Query(query::QueryArgs),
+    /// The same, line by line, with history and completion (the tab key).
+    Shell(shell::ShellArgs),
+    /// What changed from one capture or report to another, or from the early half of a dual one to
+    /// the late one.
+    Diff(diff::DiffArgs),
+    /// Tests the captures in a folder against reports that were found right.
+    Golden(golden::GoldenArgs),
+    /// Brings captures and reports of earlier versions to the current one; says of each which
+    /// version it has.
+    Upgrade(upgrade::UpgradeArgs),
     /// Writes the ELF core that a capture holds.
     Export {
         /// A capture.
@@ -139,9 +161,6 @@ struct ReportArgs {
     /// Where to write it; appears only when complete. Default, and `-`: standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Raise every limit on list lengths to N.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
     /// Of a dual capture, make the report of the early image alone.
     #[arg(long, conflicts_with = "late")]
     early: bool,
@@ -154,6 +173,16 @@ struct ReportArgs {
     /// Print to standard error how long each part took. Parts run at the same time.
     #[arg(long)]
     timings: bool,
+    #[command(flatten)]
+    input: InputArgs,
+}
+
+/// How a capture is read, and where what it lacks comes from.
+#[derive(Args)]
+struct InputArgs {
+    /// Raise every limit on list lengths to N.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
     /// Show integers as integers, also those that the scheduler keeps pointers in.
     #[arg(long)]
     no_casts: bool,
@@ -207,7 +236,7 @@ pub(crate) fn run() -> ExitCode {
         ErrorKind::ArgumentConflict => Cli::command()
             .error(
                 ErrorKind::InvalidSubcommand,
-                "a report takes one FILE; a command comes first and is one of info, verify, reduce, export",
+                "a report takes one FILE; a command comes first and is one of info, verify, query, shell, diff, golden, upgrade, reduce, export",
             )
             .exit(),
         _ => error.exit(),
@@ -228,6 +257,11 @@ pub(crate) fn run() -> ExitCode {
         }) => reduced(&[file], output, "collecting", |show| {
             reducing::tables(file, output, *level, show)
         }),
+        Some(Command::Query(args)) => query::run(args),
+        Some(Command::Shell(args)) => shell::run(args),
+        Some(Command::Diff(args)) => diff::run(args),
+        Some(Command::Golden(args)) => golden::run(args),
+        Some(Command::Upgrade(args)) => upgrade::run(args),
         Some(Command::Export { file, output }) => export(file, output),
         None => report(&cli.report),
     };
@@ -241,9 +275,9 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-impl ReportArgs {
-    /// Refuses what would fail or destroy something, before any work.
-    fn check_files(&self, file: &Path) -> Result<(), Failure> {
+impl InputArgs {
+    /// Refuses files that cannot be opened, before any work.
+    fn check_files(&self) -> Result<(), Failure> {
         let files = [
             ("--vmcoreinfo", &self.vmcoreinfo),
             ("--btf", &self.btf),
@@ -258,6 +292,22 @@ impl ReportArgs {
                 return Err(Failure(2, format!("{flag} {}: {e}", path.display())));
             }
         }
+        Ok(())
+    }
+
+    fn options(&self) -> Options {
+        let limits = Limits::default();
+        Options {
+            limits: self.limit.map_or(limits, |n| limits.raised_to(n)),
+            no_casts: self.no_casts,
+        }
+    }
+}
+
+impl ReportArgs {
+    /// Refuses what would fail or destroy something, before any work.
+    fn check_files(&self, file: &Path) -> Result<(), Failure> {
+        self.input.check_files()?;
         match self.output.as_deref() {
             Some(output) if output != Path::new("-") => source::may_write(output, &[file], false)
                 .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
@@ -291,15 +341,11 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
         return Ok(exit::DEGRADED);
     }
     let dual = image.early && !args.late;
-    let kernel = args.kernel(file, image)?;
-    if args.vmlinux.is_some() && kernel.provenance.iter().all(|p| p.source != "--vmlinux") {
+    let kernel = args.input.kernel(file, image)?;
+    if args.input.vmlinux.is_some() && kernel.provenance.iter().all(|p| p.source != "--vmlinux") {
         eprintln!("--vmlinux was not needed: the image has symbols and types of its own");
     }
-    let limits = Limits::default();
-    let options = Options {
-        limits: args.limit.map_or(limits, |n| limits.raised_to(n)),
-        no_casts: args.no_casts,
-    };
+    let options = args.input.options();
     let found = start.elapsed();
     let (any, code, times) = if dual {
         let (report, code) = dual_report(args, file, &kernel, &options);
@@ -347,7 +393,7 @@ fn dual_report(
     if let Some(report) = degraded::report(&image).filter(|_| !args.best_effort) {
         return without(reasons::early_degraded(&report.reason));
     }
-    match args.kernel(file, image) {
+    match args.input.kernel(file, image) {
         Err(Failure(_, why)) => without(why),
         Ok(early) => {
             let report = analysis::analyze_dual(&early, late, options);
@@ -362,7 +408,7 @@ fn dual_report(
     }
 }
 
-impl ReportArgs {
+impl InputArgs {
     /// The kernel of an image.
     fn kernel(&self, file: &Path, mut image: Image) -> Result<Kernel, Failure> {
         if let Some(path) = &self.kernel_tables {
@@ -395,7 +441,9 @@ impl ReportArgs {
             )
         })
     }
+}
 
+impl ReportArgs {
     /// The report in the form that was asked for.
     fn render(&self, any: &FailureDumpReportAny) -> Result<String, Failure> {
         let text = match self.format {
@@ -405,6 +453,46 @@ impl ReportArgs {
             Format::JsonPretty => any.to_json_pretty(),
         };
         text.map_err(|e| Failure(exit::OUTPUT, format!("cannot write the report: {e}")))
+    }
+}
+
+/// What a file holds.
+enum Opened {
+    /// Memory with a kernel in it; whether it has to be taken with care, as of a capture that was
+    /// given up.
+    Kernel(Box<Kernel>, bool),
+    /// A report.
+    Report(Box<FailureDumpReportAny>),
+}
+
+impl InputArgs {
+    /// Opens a capture, a core or a report. A file that begins with `{` is a report.
+    fn open(&self, file: &Path, early: bool) -> Result<Opened, Failure> {
+        self.check_files()?;
+        if scx_postmortem_analyze::golden::is_json(file) {
+            let unusable = |why: String| Failure(exit::UNUSABLE_FILE, why);
+            let bytes = source::read_whole(file).map_err(unusable)?;
+            let unusable = |why: &dyn std::fmt::Display| {
+                Failure(exit::UNUSABLE_FILE, format!("{}: {why}", file.display()))
+            };
+            let text = String::from_utf8(bytes).map_err(|e| unusable(&e))?;
+            let report = FailureDumpReportAny::parse(&text).map_err(|e| {
+                let cause = std::error::Error::source(&e);
+                match cause {
+                    Some(cause) => unusable(&format!("{e}: {cause}")),
+                    None => unusable(&e),
+                }
+            })?;
+            return Ok(Opened::Report(Box::new(report)));
+        }
+        let image = if early {
+            Image::open_early(file)?
+        } else {
+            Image::open(file)?
+        };
+        let torn = degraded::report(&image).is_some();
+        let kernel = self.kernel(file, image)?;
+        Ok(Opened::Kernel(Box::new(kernel), torn))
     }
 }
 

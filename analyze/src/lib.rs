@@ -14,7 +14,10 @@
 //! - [`degraded`]: the report of a capture that was given up;
 //! - [`exclude`]: which pages are free, user memory or page cache;
 //! - [`reduce`]: a capture of only the pages that a report reads;
-//! - [`analysis`]: runs the walkers and puts the report together, in a fixed order.
+//! - [`analysis`]: runs the walkers and puts the report together, in a fixed order;
+//! - [`snapshot`]: a report asked by name, for tests;
+//! - [`query`]: the same for people, and the kernel's own objects;
+//! - [`golden`]: reports that are to stay as they are.
 #![deny(unsafe_code)]
 
 pub mod addr;
@@ -24,13 +27,16 @@ pub mod diagnose;
 pub mod diff;
 pub mod error;
 pub mod exclude;
+pub mod golden;
 pub mod history;
 pub mod kernel;
 pub mod monitor;
 pub mod object;
+pub mod query;
 pub mod recover;
 pub mod reduce;
 pub mod render;
+pub mod snapshot;
 pub mod source;
 pub mod tables;
 pub mod walk;

@@ -86,6 +86,26 @@ impl<'k> Object<'k> {
         })
     }
 
+    /// A member by a name that was not known when this was compiled: what a person asks for.
+    ///
+    /// # Errors
+    /// [`Error::NoMember`].
+    pub fn member_named(&self, name: &str) -> Result<Self> {
+        let field = self.kernel.btf.field(self.ty, name)?;
+        Ok(Self {
+            kernel: self.kernel,
+            ty: field.ty,
+            address: self.address.add(field.offset),
+            bits: field.bits,
+        })
+    }
+
+    /// Of a bit field its width.
+    #[must_use]
+    pub fn bit_width(&self) -> Option<u32> {
+        self.bits.map(|(_, width)| width)
+    }
+
     /// The first of several paths that this kernel has: how a walker spells the history of a
     /// member, newest name first.
     ///

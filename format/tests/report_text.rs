@@ -963,6 +963,7 @@ fn postmortem() -> PostmortemReport {
             vcpus: Some(2),
             trigger: Some("scx error exit".into()),
             left_out: vec!["a page that no report reads".into()],
+            ..InputInfo::default()
         }),
         kernel: Some(KernelInfo {
             release: Some("6.18.3".into()),

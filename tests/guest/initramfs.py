@@ -15,8 +15,8 @@ APPLETS = (
     "sh cat chmod cp cut date dmesg echo env expr find gzip grep head insmod ls md5sum mkdir mknod "
     "mount mv ps rm sed seq sleep sort sync tail tar test tr true uname usleep wc"
 ).split()
-# Two demos that differ only in what the guest does with the scheduler.
-SAME_OBJECT = {"hog": "fifo"}
+# Demos that differ from another only in what the guest does with the scheduler.
+SAME_OBJECT = {"hog": "fifo", "twice": "healthy"}
 MACHINE_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 

@@ -20,7 +20,7 @@ DIR then holds
            not touched any queue yet (stall, lost, error, fault; the default for them)
     mid    half-way to the watchdog's limit: the scheduler is alive
     late   the scheduler has been thrown out, scx_root is NULL
-    now    at once after the truth was saved (healthy, maps, none, real schedulers), or some
+    now    at once after the truth was saved (healthy, twice, maps, none, real schedulers), or some
            seconds after the fault, of which the guest knows nothing (those of bpf/fail)
 
 bpfland, lavd and p2dq are the schedulers of these names from crates.io (schedulers.py
@@ -55,7 +55,7 @@ import schedulers  # noqa: E402
 
 DEFAULT_APPEND = "init_on_free=1 tsc=reliable"
 STOPS = {name: ("dump", "mid", "late") for name in ("stall", "lost", "error", "fault")}
-STOPS.update({name: ("now",) for name in ("healthy", "maps", "none")})
+STOPS.update({name: ("now",) for name in ("healthy", "twice", "maps", "none")})
 STOPS.update({name: ("now",) for name in schedulers.SCHEDULERS})
 # The schedulers of bpf/fail. Their guests end with the core.
 FAILING = {

@@ -160,7 +160,8 @@ def check(entry, args, work):
     yield from attempt("forms", entry.forms)
     yield from attempt("own kernel", entry.kernel)
     yield from attempt("maps", entry.maps)
-    options = argparse.Namespace(file=entry.capture, truth=entry.truth, report=entry.report, cache=args.cache)
+    options = argparse.Namespace(file=entry.capture, truth=entry.truth, report=entry.report, cache=args.cache,
+                                 analyze=args.analyze)
     box = tools.Tools(options, work)
     for name in tools.NAMES:
         if name not in args.without or name == "zstd":

@@ -255,7 +255,19 @@ class Tools:
                 f"{len(seen['dsqs'])} DSQs, {len(seen['tasks'])} tasks in {took:.1f} s")
         if self.is_capture and seen["vmcoreinfo"] != "note":
             raise Failure("the capture's core has no VMCOREINFO note")
-        return said + self.same_values(listed)
+        return said + self.same_values(listed) + self.same_answers()
+
+    def same_answers(self):
+        """What `analyze query` answers, against drgn."""
+        analyze = getattr(self.args, "analyze", None)
+        if not analyze:
+            return ""
+        answers = self.work / "query.json"
+        run([self.python(), HERE / "drgn_query.py", self.core, "-o", answers])
+        done = run([sys.executable, HERE / "compare_query.py", analyze, self.file, answers], check=False)
+        if done.returncode:
+            raise Failure(f"analyze query answers otherwise:\n{(done.stdout or done.stderr).strip()}")
+        return "; query: " + done.stdout.strip()
 
     def same_values(self, listed):
         """The report's values against those that drgn listed."""

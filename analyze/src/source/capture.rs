@@ -249,8 +249,10 @@ fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
         warnings.push(fault.to_string());
         Excluded::default()
     });
+    let digest = capture.digest().map(|digest| format!("{digest:032x}"));
     Image {
         kind: ImageKind::Capture,
+        digest,
         memory: Box::new(CaptureMemory {
             capture,
             regions,

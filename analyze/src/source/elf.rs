@@ -313,6 +313,7 @@ pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
         left_out: Vec::new(),
         excluded: Excluded::default(),
         trigger: None,
+        digest: None,
         warnings,
     })
 }

@@ -138,6 +138,8 @@ pub struct Image {
     pub excluded: Excluded,
     /// What made the capture fire, where the file tells.
     pub trigger: Option<String>,
+    /// The digest of a capture, as reports have it.
+    pub digest: Option<String>,
     /// What is wrong with the file itself: truncation, damage, torn memory. Each a sentence.
     pub warnings: Vec<String>,
 }
@@ -208,6 +210,7 @@ impl Image {
             left_out: Vec::new(),
             excluded: Excluded::default(),
             trigger: None,
+            digest: None,
             warnings: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@ use super::dump::{
     DegradedFailureDumpReport, DualFailureDumpReport, FailureDumpReport, SCHEMA_DEGRADED,
     SCHEMA_DUAL, SCHEMA_SINGLE,
 };
+use super::postmortem::POSTMORTEM_VERSION;
 
 /// One of the three reports. More shapes may come, so matches need a wildcard.
 ///
@@ -49,6 +50,17 @@ pub enum ReportError {
         #[source]
         source: serde_json::Error,
     },
+    /// What this project adds to the shared format is of a version that came later, in which members
+    /// may mean something else.
+    #[error(
+        "the report's `postmortem` has version {found}, this program reads up to {supported}; use a release that reads version {found}"
+    )]
+    NewerVersion {
+        /// Its version.
+        found: u32,
+        /// The highest version that this program reads.
+        supported: u32,
+    },
     /// The report could not be written as JSON.
     #[error("the report cannot be written as JSON")]
     Write(#[source] serde_json::Error),
@@ -62,6 +74,7 @@ impl ReportError {
             Self::NoSchema => "no_schema",
             Self::UnknownSchema(_) => "unknown_schema",
             Self::Shape { .. } => "shape",
+            Self::NewerVersion { .. } => "newer_version",
             Self::Write(_) => "write",
         }
     }
@@ -90,11 +103,34 @@ impl FailureDumpReportAny {
         let Some(Value::String(schema)) = schema else {
             return Err(ReportError::NoSchema);
         };
-        match schema.as_str() {
+        let parsed = match schema.as_str() {
             SCHEMA_SINGLE => shape(json, SCHEMA_SINGLE).map(Self::Single),
             SCHEMA_DUAL => shape(json, SCHEMA_DUAL).map(Self::Dual),
             SCHEMA_DEGRADED => shape(json, SCHEMA_DEGRADED).map(Self::Degraded),
-            _ => Err(ReportError::UnknownSchema(schema)),
+            _ => return Err(ReportError::UnknownSchema(schema)),
+        };
+        let found = match &parsed {
+            Ok(report) => report.version(),
+            // A later version is the better explanation of what does not fit.
+            Err(_) => serde_json::from_str(json).map_or(0, |v: Versioned| v.highest()),
+        };
+        if found > POSTMORTEM_VERSION {
+            return Err(ReportError::NewerVersion {
+                found,
+                supported: POSTMORTEM_VERSION,
+            });
+        }
+        parsed
+    }
+
+    /// The highest version of what this project adds, 0 without any.
+    fn version(&self) -> u32 {
+        let of =
+            |report: &FailureDumpReport| report.postmortem.as_ref().map_or(0, |own| own.version);
+        match self {
+            Self::Single(report) => of(report),
+            Self::Dual(report) => of(&report.late).max(report.early.as_ref().map_or(0, of)),
+            Self::Degraded(_) => 0,
         }
     }
 
@@ -125,6 +161,33 @@ impl FailureDumpReportAny {
             Self::Degraded(report) => serde_json::to_string_pretty(report),
         }
         .map_err(ReportError::Write)
+    }
+}
+
+/// The versions in a report of any shape, and nothing else of it.
+#[derive(Deserialize)]
+struct Versioned {
+    postmortem: Option<VersionOf>,
+    early: Option<Half>,
+    late: Option<Half>,
+}
+
+#[derive(Deserialize)]
+struct Half {
+    postmortem: Option<VersionOf>,
+}
+
+#[derive(Deserialize)]
+struct VersionOf {
+    version: u32,
+}
+
+impl Versioned {
+    fn highest(&self) -> u32 {
+        let halves = [&self.early, &self.late].into_iter().flatten();
+        let halves = halves.filter_map(|half| half.postmortem.as_ref());
+        let all = halves.chain(&self.postmortem);
+        all.map(|own| own.version).max().unwrap_or(0)
     }
 }
 

@@ -5,11 +5,18 @@ use serde::{Deserialize, Serialize};
 
 use super::hex::Hex;
 use super::locks::NamedTask;
+use super::omit::is_false;
 
-/// The early image against the late one. Stands in the late report.
+/// The early image against the late one, or any report against another. Stands in the late report
+/// of a dual one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct EarlyLateDiff {
+    /// The two are not of one boot. Then things are the same when they have the same names and ids,
+    /// pointers when they differ only by where the kernel was put at boot, and nothing is said of
+    /// the time in between.
+    #[serde(skip_serializing_if = "is_false")]
+    pub other_boot: bool,
     /// The time between the two by the guest's own clock, ns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elapsed_ns: Option<u64>,
@@ -38,6 +45,13 @@ pub struct EarlyLateDiff {
     /// BPF maps that came, went, or have another number of entries, by id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<MapChange>,
+    /// Variables of BPF programs that changed, by map and then as the map has them: each number,
+    /// text or pointer for itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub variables: Vec<VariableChange>,
+    /// Maps with entries that came, went or changed, in the order of the late report.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entries: Vec<EntriesChange>,
     /// Tasks that only the late image has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks_come: Vec<NamedTask>,
@@ -191,4 +205,106 @@ pub struct MapChange {
     /// Entries in the late one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late_entries: Option<u64>,
+}
+
+/// A variable of BPF programs then and now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct VariableChange {
+    /// The map that it is in.
+    pub map: String,
+    /// The variable.
+    pub name: String,
+    /// What of it changed.
+    pub changes: Vec<ValueChange>,
+    /// There are more changes than are listed.
+    #[serde(skip_serializing_if = "is_false")]
+    pub truncated: bool,
+}
+
+/// A number, text or pointer then and now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ValueChange {
+    /// Where it is within the value, `limits.slice_us`, `[3].nr`; empty for the value itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// What it was, as reports show it. Absent when there was nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early: Option<String>,
+    /// What it is. Absent when there is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late: Option<String>,
+    /// Of integers the difference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<i64>,
+    /// The difference per 1000 s of the guest's clock. Absent when the time is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_1000_s: Option<i64>,
+}
+
+/// What happened to the entries of a map.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct EntriesChange {
+    /// The map's name.
+    pub map: String,
+    /// Its address in the late report. Absent when that does not have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map_kva: Option<Hex>,
+    /// Entries that only the late report has.
+    pub come: u64,
+    /// Entries that only the early report has.
+    pub gone: u64,
+    /// Entries with another value.
+    pub changed: u64,
+    /// The first of them: those of the late report in its order, then those that are gone.
+    pub entries: Vec<EntryChange>,
+}
+
+/// An entry of a map then and now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct EntryChange {
+    /// Its key, as reports show it; in local storage the owner.
+    pub key: String,
+    /// `come`, `gone` or `changed`.
+    pub what: String,
+    /// What of the value changed; of an entry that came or went, the value as a whole.
+    pub changes: Vec<ValueChange>,
+    /// There are more changes than are listed.
+    #[serde(skip_serializing_if = "is_false")]
+    pub truncated: bool,
+}
+
+/// Two reports compared by hand, `analyze diff`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ReportsDiff {
+    /// The first one.
+    pub a: DiffSide,
+    /// The second one.
+    pub b: DiffSide,
+    /// From the first to the second.
+    pub diff: EarlyLateDiff,
+}
+
+/// One of two reports that are compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DiffSide {
+    /// What it is: `early`, `late` or the file's name without its folder.
+    pub name: String,
+    /// `uname -r` of the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Time since the guest's boot, ns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uptime_ns: Option<u64>,
+    /// The scheduler's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
+    /// The verdict of its report.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headline: Vec<String>,
 }

@@ -201,6 +201,11 @@ pub struct InputInfo {
     /// vCPUs that the file describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
+    /// What tells this capture from any other: a digest of the checksums of all its parts, 32
+    /// hexadecimal digits. Absent for an ELF core, which has none and would have to be read whole,
+    /// and for a capture that is cut short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// Memory that was left out of the file on purpose, and by which rule. Each a sentence.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
@@ -274,6 +279,12 @@ pub struct KernelInfo {
     /// Where the direct map of all memory begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page_offset_base: Option<Hex>,
+    /// Where the vmalloc area begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmalloc_base: Option<Hex>,
+    /// Where the memory map begins, a `struct page` for each page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmemmap_base: Option<Hex>,
     /// The command line that the kernel was booted with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,

@@ -1,6 +1,10 @@
 //! What changed from the early image to the late one, as text: what stood still first.
 
-use super::super::diff::{CpuChange, DsqChange, EarlyLateDiff, SchedulerChange};
+use std::fmt;
+
+use super::super::diff::{
+    CpuChange, DsqChange, EarlyLateDiff, EntriesChange, ReportsDiff, SchedulerChange, ValueChange,
+};
 use super::super::locks::NamedTask;
 use super::escape::Escaped;
 use super::postmortem::{Millis, Nanos, SHOWN_ROWS, section};
@@ -10,11 +14,17 @@ const NAMED: usize = 12;
 
 /// The whole block, without a newline at its end.
 pub(super) fn text(diff: &EarlyLateDiff) -> String {
-    let title = match diff.elapsed_ns {
+    let mut sections = vec![match diff.elapsed_ns {
         Some(ns) => format!("the late image was taken {} after the early one", Nanos(ns)),
         None => "how long after the early image the late one was taken is not known".to_owned(),
-    };
-    let mut sections = vec![title];
+    }];
+    sections.extend(body(diff));
+    sections.join("\n\n")
+}
+
+/// Everything below the title.
+fn body(diff: &EarlyLateDiff) -> Vec<String> {
+    let mut sections = Vec::new();
     sections.push(section(
         "scheduler",
         diff.scheduler.as_ref().map(|s| vec![scheduler(s)]),
@@ -40,7 +50,11 @@ pub(super) fn text(diff: &EarlyLateDiff) -> String {
     sections.push(section("still waiting", Some(cut(waiting.collect()))));
     sections.push(section(
         "dispatch queues",
-        Some(cut(diff.dsqs.iter().map(dsq).collect())),
+        Some(cut(diff
+            .dsqs
+            .iter()
+            .map(|change| dsq(change, diff.other_boot))
+            .collect())),
     ));
     sections.push(section(
         "cpus",
@@ -57,11 +71,7 @@ pub(super) fn text(diff: &EarlyLateDiff) -> String {
     sections.push(section("who ran", Some(cut(ran.collect()))));
     let counters = diff.counters.iter().map(|counter| {
         let delta = i128::from(counter.late) - i128::from(counter.early);
-        let rate = counter.per_1000_s.map_or_else(String::new, |rate| {
-            let sign = if rate < 0 { "-" } else { "" };
-            let rate = rate.unsigned_abs();
-            format!(" ({sign}{}.{:03}/s)", rate / 1000, rate % 1000)
-        });
+        let rate = rate(counter.per_1000_s);
         format!(
             "{} {delta:+}{rate}, {} to {}",
             Escaped(&counter.name),
@@ -83,6 +93,33 @@ pub(super) fn text(diff: &EarlyLateDiff) -> String {
         format!("{} {}: {what}", map.id, Escaped(&map.name))
     });
     sections.push(section("maps", Some(cut(maps.collect()))));
+    let variables = diff.variables.iter().flat_map(|variable| {
+        let more = variable.truncated.then(|| {
+            format!(
+                "{}.{}: more of it changed",
+                Escaped(&variable.map),
+                Escaped(&variable.name)
+            )
+        });
+        let changes = variable.changes.iter().map(|change| {
+            let dot = if change.path.is_empty() || change.path.starts_with('[') {
+                ""
+            } else {
+                "."
+            };
+            format!(
+                "{} {}{dot}{}: {}",
+                Escaped(&variable.map),
+                Escaped(&variable.name),
+                Escaped(&change.path),
+                value(change)
+            )
+        });
+        changes.chain(more)
+    });
+    sections.push(section("variables", Some(cut(variables.collect()))));
+    let entries = diff.entries.iter().flat_map(map_entries);
+    sections.push(section("map entries", Some(cut(entries.collect()))));
     let mut tasks = Vec::new();
     for (what, list) in [("come", &diff.tasks_come), ("gone", &diff.tasks_gone)] {
         if !list.is_empty() {
@@ -98,7 +135,89 @@ pub(super) fn text(diff: &EarlyLateDiff) -> String {
     let not = diff.not_compared.iter().map(|why| Escaped(why).to_string());
     sections.push(section("not compared", Some(not.collect())));
     sections.retain(|section| !section.is_empty());
-    sections.join("\n\n")
+    sections
+}
+
+impl fmt::Display for ReportsDiff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (letter, side) in [("a", &self.a), ("b", &self.b)] {
+            write!(f, "{letter}: {}", Escaped(&side.name))?;
+            if let Some(kernel) = &side.kernel {
+                write!(f, ", kernel {}", Escaped(kernel))?;
+            }
+            if let Some(ns) = side.uptime_ns {
+                write!(f, ", up {}", Nanos(ns))?;
+            }
+            if let Some(scheduler) = &side.scheduler {
+                write!(f, ", scheduler {}", Escaped(scheduler))?;
+            }
+            writeln!(f)?;
+            for line in &side.headline {
+                writeln!(f, "  * {}", Escaped(line))?;
+            }
+        }
+        let title = match (self.diff.other_boot, self.diff.elapsed_ns) {
+            (true, _) => "two boots: compared by names and ids".to_owned(),
+            (false, Some(ns)) => format!("one boot: b was taken {} after a", Nanos(ns)),
+            (false, None) => "one boot; how much time lies between is not known".to_owned(),
+        };
+        writeln!(f, "{title}")?;
+        for section in body(&self.diff) {
+            writeln!(f, "\n{section}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A rate in parentheses, with a space before it.
+fn rate(per_1000_s: Option<i64>) -> String {
+    per_1000_s.map_or_else(String::new, |rate| {
+        let sign = if rate < 0 { "-" } else { "" };
+        let rate = rate.unsigned_abs();
+        format!(" ({sign}{}.{:03}/s)", rate / 1000, rate % 1000)
+    })
+}
+
+fn value(change: &ValueChange) -> String {
+    let side = |value: &Option<String>| match value {
+        Some(value) => Escaped(value).to_string(),
+        None => "nothing".to_owned(),
+    };
+    let delta = change.delta.map_or_else(String::new, |delta| {
+        format!(", {delta:+}{}", rate(change.per_1000_s))
+    });
+    format!("{} to {}{delta}", side(&change.early), side(&change.late))
+}
+
+fn map_entries(map: &EntriesChange) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{}: {} come, {} gone, {} changed",
+        Escaped(&map.map),
+        map.come,
+        map.gone,
+        map.changed
+    )];
+    for entry in &map.entries {
+        let key = Escaped(&entry.key);
+        match &*entry.what {
+            "changed" => lines.extend(entry.changes.iter().map(|change| {
+                let path = if change.path.is_empty() {
+                    String::new()
+                } else {
+                    format!(" {}", Escaped(&change.path))
+                };
+                format!("  {key}{path}: {}", value(change))
+            })),
+            what => {
+                let change = entry.changes.first();
+                let shown =
+                    change.and_then(|change| change.late.as_ref().or(change.early.as_ref()));
+                let shown = shown.map_or_else(String::new, |value| format!(": {}", Escaped(value)));
+                lines.push(format!("  {key} {}{shown}", Escaped(what)));
+            }
+        }
+    }
+    lines
 }
 
 fn name(task: &NamedTask) -> String {
@@ -143,7 +262,7 @@ fn scheduler(change: &SchedulerChange) -> String {
     }
 }
 
-fn dsq(change: &DsqChange) -> String {
+fn dsq(change: &DsqChange, other_boot: bool) -> String {
     let id = match &*change.origin {
         // Each is known by its own id; the others share theirs.
         "user" => change.id.to_string(),
@@ -155,6 +274,9 @@ fn dsq(change: &DsqChange) -> String {
         (None, Some(late)) => return format!("{label}: new, {late} tasks"),
         (early, None) => return format!("{label}: gone, had {} tasks", early.unwrap_or(0)),
     };
+    if other_boot {
+        return format!("{label}: {early} tasks, now {late}");
+    }
     let flow = match (change.put_in, change.taken_out) {
         (Some(put), Some(0)) if early > 0 => format!("{put} put in, none taken out"),
         (Some(put), Some(taken)) => format!("{put} put in, {taken} taken out"),

@@ -1,0 +1,227 @@
+//! Golden reports: what a capture's report was when somebody looked at it and found it right.
+//!
+//! A scheduler's own repository tests its captures in three lines, with whatever compares texts:
+//!
+//! ```no_run
+//! use scx_postmortem_analyze::golden::{Golden, Redaction};
+//! let golden = Golden::open("captures/stall.core.zst").unwrap().redact(Redaction::ALL);
+//! println!("{}", golden.text()); // insta::assert_snapshot!(golden.text());
+//! ```
+//!
+//! The report of the same file is the same at each run, so nothing has to be redacted for that.
+//! Redactions keep a golden report the same across captures of the same failure, and across versions
+//! of the analyzer that only say the same in other words: a test chooses.
+//!
+//! `analyze golden check` does it for every capture in a folder ([`check`]).
+
+pub mod check;
+mod redact;
+
+use std::path::Path;
+
+use scx_postmortem_format::report::{DualFailureDumpReport, FailureDumpReportAny, reasons};
+use serde_json::Value;
+
+use crate::analysis::{self, Options};
+use crate::error::OpenError;
+use crate::kernel::{Kernel, Overrides};
+use crate::source::Image;
+use crate::{degraded, tables};
+
+/// What is replaced in a golden report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Redaction {
+    /// Addresses of the kernel become names: of the task, map, queue or symbol that is there, else a
+    /// number in the order in which they come.
+    Addresses,
+    /// Times since the boot become times before the capture.
+    Times,
+    /// The versions of the analyzer and the digest of the capture are left out.
+    Versions,
+}
+
+impl Redaction {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[Self::Addresses, Self::Times, Self::Versions];
+
+    /// Its name on the command line and in files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Addresses => "addresses",
+            Self::Times => "times",
+            Self::Versions => "versions",
+        }
+    }
+
+    /// The one with that name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|all| all.name() == name)
+    }
+}
+
+/// A report that is to stay as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Golden {
+    report: Value,
+}
+
+impl Golden {
+    /// The report of a capture, a core, or a report's JSON.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, String> {
+        Self::open_with(path.as_ref(), None)
+    }
+
+    /// The same of a capture that was reduced without the kernel's tables.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn open_with(path: &Path, kernel_tables: Option<&Path>) -> Result<Self, String> {
+        Self::of(&report_of(path, kernel_tables, &Options::default())?)
+    }
+
+    /// A report that is there already.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn of(report: &FailureDumpReportAny) -> Result<Self, String> {
+        let text = report.to_json().map_err(|e| e.to_string())?;
+        let report = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        Ok(Self { report })
+    }
+
+    /// The same with these replaced.
+    #[must_use]
+    pub fn redact(mut self, redactions: &[Redaction]) -> Self {
+        redact::apply(&mut self.report, redactions);
+        self
+    }
+
+    /// The same without what is at a dotted path, of each half of a dual report.
+    ///
+    /// ```
+    /// # use scx_postmortem_analyze::golden::Golden;
+    /// # use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny};
+    /// let report = FailureDumpReport::placeholder("the guest did not stop");
+    /// let golden = Golden::of(&FailureDumpReportAny::from(report)).unwrap();
+    /// let golden = golden.without("sdt_alloc_unavailable");
+    /// assert!(golden.json().get("sdt_alloc_unavailable").is_none());
+    /// ```
+    #[must_use]
+    pub fn without(mut self, path: &str) -> Self {
+        remove(&mut self.report, path);
+        for half in ["early", "late"] {
+            if let Some(half) = self.report.get_mut(half) {
+                remove(half, path);
+            }
+        }
+        self
+    }
+
+    /// Only what is at a dotted path; null when nothing is.
+    #[must_use]
+    pub fn only(self, path: &str) -> Self {
+        let found = path
+            .split('.')
+            .try_fold(&self.report, |value, name| value.get(name));
+        Self {
+            report: found.cloned().unwrap_or(Value::Null),
+        }
+    }
+
+    /// The report as JSON, for `insta::assert_json_snapshot!` and for looking at parts of it.
+    #[must_use]
+    pub const fn json(&self) -> &Value {
+        &self.report
+    }
+
+    /// The report as indented JSON, for `insta::assert_snapshot!`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        // Values of JSON can be written as JSON.
+        serde_json::to_string_pretty(&self.report).unwrap_or_default()
+    }
+}
+
+fn remove(value: &mut Value, path: &str) {
+    let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut at = Some(value);
+    for part in parent.split('.').filter(|part| !part.is_empty()) {
+        at = at.and_then(|value| value.get_mut(part));
+    }
+    if let Some(Value::Object(members)) = at {
+        members.remove(name);
+    }
+}
+
+/// The report of a capture or core as the command makes it, or the one in a file of JSON.
+///
+/// # Errors
+/// One sentence that names the file.
+pub fn report_of(
+    path: &Path,
+    kernel_tables: Option<&Path>,
+    options: &Options,
+) -> Result<FailureDumpReportAny, String> {
+    if is_json(path) {
+        let bytes = crate::source::read_whole(path)?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        return FailureDumpReportAny::parse(text).map_err(|e| format!("{}: {e}", path.display()));
+    }
+    let image = Image::open(path).map_err(|e| e.to_string())?;
+    if let Some(report) = degraded::report(&image) {
+        return Ok(report.into());
+    }
+    let dual = image.early;
+    let late = kernel_of(path, image, kernel_tables)?;
+    if !dual {
+        return Ok(analysis::analyze(&late, options).into());
+    }
+    let early = Image::open_early(path).map_err(|e| e.to_string());
+    let early = early.and_then(|image| match degraded::report(&image) {
+        Some(report) => Err(reasons::early_degraded(&report.reason)),
+        None => kernel_of(path, image, kernel_tables),
+    });
+    Ok(match early {
+        Ok(early) => analysis::analyze_dual(&early, &late, options).into(),
+        Err(why) => DualFailureDumpReport {
+            early_skipped_reason: Some(why),
+            ..DualFailureDumpReport::new(analysis::analyze(&late, options))
+        }
+        .into(),
+    })
+}
+
+fn kernel_of(
+    path: &Path,
+    mut image: Image,
+    kernel_tables: Option<&Path>,
+) -> Result<Kernel, String> {
+    if let Some(tables) = kernel_tables
+        && tables::needed(&image).is_some()
+    {
+        image = tables::supply(image, tables)?;
+    }
+    Kernel::find(image, &Overrides::default()).map_err(|why| {
+        OpenError::NoKernel {
+            path: path.display().to_string(),
+            why,
+        }
+        .to_string()
+    })
+}
+
+/// Whether the first byte of a file that is no white space begins a JSON object.
+#[must_use]
+pub fn is_json(file: &Path) -> bool {
+    use std::io::Read;
+    let mut start = [0; 64];
+    let read = crate::source::open_regular(file).and_then(|mut file| file.read(&mut start));
+    let start = start.get(..read.unwrap_or(0)).unwrap_or_default();
+    start.trim_ascii_start().first() == Some(&b'{')
+}

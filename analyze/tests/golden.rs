@@ -1,0 +1,256 @@
+//! `analyze golden` and `analyze diff`, as commands.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+fn captures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/findings")
+}
+
+/// A folder with three captures, one of them in a folder of its own.
+fn folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("more")).unwrap();
+    for (name, to) in [("fifo", "fifo"), ("lock", "lock"), ("idle", "more/idle")] {
+        let from = captures().join(format!("{name}.core.zst"));
+        std::fs::copy(from, dir.path().join(format!("{to}.core.zst"))).unwrap();
+    }
+    dir
+}
+
+/// Exit code, standard output and standard error.
+fn analyze(arguments: &[&str]) -> (i32, String, String) {
+    let done = Command::new(env!("CARGO_BIN_EXE_analyze"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    (
+        done.status.code().unwrap(),
+        String::from_utf8(done.stdout).unwrap(),
+        String::from_utf8(done.stderr).unwrap(),
+    )
+}
+
+fn golden(what: &str, dir: &TempDir, more: &[&str]) -> (i32, String, String) {
+    let tables = captures().join("kernel-7.3.tables.zst");
+    let mut arguments = vec!["golden", what, dir.path().to_str().unwrap()];
+    arguments.extend(["--kernel-tables", tables.to_str().unwrap()]);
+    arguments.extend(more);
+    analyze(&arguments)
+}
+
+#[test]
+fn captures_are_blessed_checked_and_a_difference_is_told() {
+    let dir = folder();
+    let (code, out, _) = golden("check", &dir, &[]);
+    assert_eq!(code, 8, "{out}");
+    assert!(out.contains("MISSING  fifo.core.zst"), "{out}");
+    assert!(out.ends_with("3 captures: 0 the same, 3 not\n"), "{out}");
+
+    let redact = ["--redact", "addresses,times,versions"];
+    let (code, out, _) = golden("bless", &dir, &redact);
+    assert_eq!(code, 0, "{out}");
+    assert!(
+        out.ends_with("3 captures: 3 written, 0 as they were, 0 failed\n"),
+        "{out}"
+    );
+    let path = dir.path().join("fifo.golden.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(
+        "\"redact\": [\n      \"addresses\",\n      \"times\",\n      \"versions\"\n    ]"
+    ));
+    assert!(!text.contains("\"analyzer\"") && !text.contains("\"digest\""));
+    for address in [
+        "\"0xffff8",
+        "\"0xffff9",
+        "\"0xffffa",
+        "\"0xffffc",
+        "\"0xffffd",
+        "1844674407",
+    ] {
+        // The largest numbers stand for -1, and for an id of the kernel's own queues.
+        let left = text
+            .lines()
+            .find(|line| line.contains(address) && !line.contains("18446744073709551615"));
+        assert_eq!(left, None, "{address}");
+    }
+    // Again: nothing to do; and the files are the same at any number of jobs.
+    let (code, out, _) = golden(
+        "bless",
+        &dir,
+        &["--redact", "addresses,times,versions", "-j", "1"],
+    );
+    assert_eq!(
+        (code, out.as_str()),
+        (0, "3 captures: 0 written, 3 as they were, 0 failed\n")
+    );
+    for jobs in ["1", "2", "3"] {
+        let (code, out, _) = golden("check", &dir, &["--jobs", jobs]);
+        assert_eq!((code, out.as_str()), (0, "3 captures: 3 the same, 0 not\n"));
+    }
+
+    let changed = text.replacen("\"demo_fifo\"", "\"demo_lifo\"", 1);
+    assert_ne!(changed, text);
+    std::fs::write(&path, changed).unwrap();
+    std::fs::remove_file(dir.path().join("more/idle.golden.json")).unwrap();
+    std::fs::write(dir.path().join("more/broken.core.zst"), b"nothing").unwrap();
+    std::fs::write(
+        dir.path().join("more/broken.golden.json"),
+        b"{\"golden\":{},\"report\":{}}",
+    )
+    .unwrap();
+    let junit = dir.path().join("out.xml");
+    let (code, out, _) = golden("check", &dir, &["--junit", junit.to_str().unwrap()]);
+    assert_eq!(code, 8);
+    assert!(
+        out.contains("DIFFERS  fifo.core.zst: 1 difference\n"),
+        "{out}"
+    );
+    assert!(
+        out.contains("      - \"demo_lifo\"\n      + \"demo_fifo\"\n"),
+        "{out}"
+    );
+    assert!(out.contains("FAILED   more/broken.core.zst: "), "{out}");
+    assert!(out.contains("MISSING  more/idle.core.zst"), "{out}");
+    assert!(out.ends_with("4 captures: 1 the same, 3 not\n"), "{out}");
+    let xml = std::fs::read_to_string(junit).unwrap();
+    assert!(
+        xml.contains("<testsuites tests=\"4\" failures=\"2\" errors=\"1\""),
+        "{xml}"
+    );
+    assert!(xml.contains("<testcase classname=\"golden\" name=\"lock.core.zst\" time=\""));
+    assert!(xml.contains("  - &quot;demo_lifo&quot;\n  + &quot;demo_fifo&quot;</failure>"));
+}
+
+#[test]
+fn what_is_left_out_may_change() {
+    let dir = folder();
+    let (code, ..) = golden(
+        "bless",
+        &dir,
+        &["--without", "postmortem.kernel_log", "--redact", "none"],
+    );
+    assert_eq!(code, 0);
+    let text = std::fs::read_to_string(dir.path().join("lock.golden.json")).unwrap();
+    assert!(!text.contains("\"kernel_log\": [") && text.contains("\"analyzer\""));
+    assert_eq!(golden("check", &dir, &[]).0, 0);
+    // What only a later version can redact is not taken for something else.
+    let text = text.replacen("\"redact\": []", "\"redact\": [\"moods\"]", 1);
+    std::fs::write(dir.path().join("lock.golden.json"), text).unwrap();
+    let (code, out, _) = golden("check", &dir, &[]);
+    assert_eq!(code, 8);
+    assert!(
+        out.contains("it redacts \"moods\", which this version does not know"),
+        "{out}"
+    );
+}
+
+#[test]
+fn wrong_arguments_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, said) = golden("check", &dir, &[]);
+    assert_eq!(code, 4);
+    assert!(said.contains("no *.core.zst is below it"), "{said}");
+    let (code, _, said) = golden("bless", &dir, &["--redact", "all"]);
+    assert_eq!(code, 2);
+    assert!(
+        said.contains("--redact all: expected none or some of addresses, times, versions"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_report_of_a_capture_differs_in_nothing_from_itself() {
+    let capture = captures().join("fifo.core.zst");
+    let tables = captures().join("kernel-7.3.tables.zst");
+    let scratch = tempfile::tempdir().unwrap();
+    let report = scratch.path().join("fifo.json");
+    let tables = ["--kernel-tables", tables.to_str().unwrap()];
+    let mut arguments = vec![
+        capture.to_str().unwrap(),
+        "--format",
+        "json",
+        "-o",
+        report.to_str().unwrap(),
+    ];
+    arguments.extend(tables);
+    assert_eq!(analyze(&arguments).0, 0);
+    let mut arguments = vec!["diff", capture.to_str().unwrap(), report.to_str().unwrap()];
+    arguments.extend(tables);
+    let (code, out, _) = analyze(&arguments);
+    assert_eq!(code, 0);
+    assert!(out.starts_with("a: fifo.core.zst, kernel 7.3.4"), "{out}");
+    assert!(
+        out.contains("one boot: b was taken 0 ns after a")
+            || out.contains("one boot: b was taken 0"),
+        "{out}"
+    );
+    assert!(
+        !out.contains("variables:") && !out.contains("tasks:"),
+        "{out}"
+    );
+    arguments.push("--json");
+    let (code, out, _) = analyze(&arguments);
+    assert_eq!(code, 0);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["diff"]["elapsed_ns"], 0);
+    assert!(json["diff"].get("variables").is_none());
+    let (code, _, said) = analyze(&["diff", report.to_str().unwrap()]);
+    assert_eq!(code, 4);
+    assert!(
+        said.contains("this report holds one image; give another one"),
+        "{said}"
+    );
+    let (code, out, _) = analyze(&["upgrade", report.to_str().unwrap()]);
+    assert_eq!(code, 0);
+    assert!(
+        out.ends_with("single report, version 1: current, nothing to upgrade\n"),
+        "{out}"
+    );
+}
+
+#[test]
+fn a_shell_answers_line_by_line() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let scratch = tempfile::tempdir().unwrap();
+    let history = scratch.path().join("history");
+    let mut shell = Command::new(env!("CARGO_BIN_EXE_analyze"))
+        .args(["shell", "corpus/stall-6.18/guest.core.zst", "--history"])
+        .arg(&history)
+        .current_dir(root)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = "bss.nr_parked\n\nrq(0).cpuu\nhelp\ntask(188).comm\nquit\nrq(1).cpu\n";
+    shell
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(lines.as_bytes())
+        .unwrap();
+    let done = shell.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(0));
+    let out = String::from_utf8(done.stdout).unwrap();
+    let answers: Vec<&str> = out.lines().collect();
+    assert!(
+        answers.contains(&"6") && answers.contains(&"\"starve-1\""),
+        "{out}"
+    );
+    assert!(
+        out.contains("      ^^^^\nstruct rq has no member cpuu"),
+        "{out}"
+    );
+    assert!(out.contains("Expressions:"), "{out}");
+    assert!(!answers.contains(&"1"), "{out}");
+}
