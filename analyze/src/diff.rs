@@ -418,11 +418,12 @@ impl Pair<'_> {
             let why = "which tasks came and went: a limit cut the list of tasks in one of the images (--limit raises it)";
             diff.not_compared.push(why.to_owned());
         } else {
+            // A CPU's idle task is in a report only while it runs.
             let come = late_keys.iter().zip(&late.tasks);
-            let come = come.filter(|(key, _)| !before.contains_key(key));
+            let come = come.filter(|(key, task)| task.pid != 0 && !before.contains_key(key));
             diff.tasks_come = come.map(|(_, task)| name(task)).take(MAX_TASKS).collect();
             let gone = early_keys.iter().zip(&early.tasks);
-            let gone = gone.filter(|(key, _)| !after.contains(key));
+            let gone = gone.filter(|(key, task)| task.pid != 0 && !after.contains(key));
             diff.tasks_gone = gone.map(|(_, task)| name(task)).take(MAX_TASKS).collect();
         }
         // Of two boots nobody waits on.

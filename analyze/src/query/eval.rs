@@ -21,8 +21,8 @@ use crate::walk::{Remarks, sched};
 
 /// Largest object that is read to be shown.
 const MAX_BYTES: u64 = 1 << 20;
-/// Members and elements of one value that is shown.
-const MAX_PARTS: usize = 1 << 14;
+/// Members and elements of all values of one answer that are read to be shown.
+const MAX_PARTS: usize = 1 << 16;
 /// Elements of all `[*]` of one expression.
 const MAX_ELEMENTS: usize = 1 << 14;
 /// Longest key of a map's entry that a message shows.
@@ -126,6 +126,7 @@ pub(super) fn answer(
     let eval = Eval {
         session,
         elements: Cell::new(0),
+        parts: Cell::new(MAX_PARTS),
     };
     let value = eval.node(node)?;
     eval.shown(expression, &node.span, &value)
@@ -136,6 +137,7 @@ pub(super) fn members(session: &Session<'_>, node: &Node) -> Vec<String> {
     let eval = Eval {
         session,
         elements: Cell::new(0),
+        parts: Cell::new(MAX_PARTS),
     };
     eval.node(node)
         .map_or_else(|_| Vec::new(), |value| names_in(session.kernel, &value))
@@ -188,6 +190,8 @@ struct Eval<'s> {
     session: &'s Session<'s>,
     /// Elements of `[*]` so far.
     elements: Cell<usize>,
+    /// Parts that the answer may still have.
+    parts: Cell<usize>,
 }
 
 type Found<'s> = Result<Value<'s>, QueryError>;
@@ -1109,7 +1113,7 @@ impl<'s> Eval<'s> {
                         ),
                     )
                 })?;
-                let len = u64::from(array.len).min(MAX_ELEMENTS as u64);
+                let len = u64::from(array.len).min(MAX_ELEMENTS as u64 + 1);
                 let each =
                     (0..len).map(|i| object.index(i).map(Value::Object).map_err(|e| at(span, e)));
                 each.collect::<Result<_, _>>()?
@@ -1272,6 +1276,58 @@ impl<'s> Eval<'s> {
 
     // ---- the answer ----
 
+    /// Renders within what the answer may still have.
+    fn scoped(
+        &self,
+        kernel: &Kernel,
+        render: impl FnOnce(&Scope<'_>) -> RenderedValue,
+    ) -> RenderedValue {
+        if self.parts.get() == 0 {
+            return RenderedValue::Unsupported {
+                reason: format!("the answer has more than {MAX_PARTS} parts"),
+            };
+        }
+        let scope = Scope::new(kernel, Arc::clone(&kernel.btf), None).with_parts(self.parts.get());
+        let value = render(&scope);
+        self.parts
+            .set(self.parts.get().saturating_sub(scope.used()));
+        value
+    }
+
+    fn render(&self, object: &Object<'_>) -> crate::Result<RenderedValue> {
+        let kernel = object.kernel();
+        if let Some(bits) = object.bit_width() {
+            let info = kernel.btf.integer(object.ty());
+            return Ok(if info.is_some_and(|info| info.signed) {
+                RenderedValue::Int {
+                    bits,
+                    value: object.i64()?,
+                }
+            } else {
+                RenderedValue::Uint {
+                    bits,
+                    value: object.u64()?,
+                }
+            });
+        }
+        let size = object.size().ok_or_else(|| crate::Error::WrongType {
+            what: format!("the object at {}", object.address()),
+            expected: "something that has a size",
+            found: object.type_name(),
+        })?;
+        let bytes = kernel.read_bytes(object.address(), size.min(MAX_BYTES))?;
+        let mut value = self.scoped(kernel, |scope| {
+            scope.render_at(object.ty(), &bytes, object.address().0)
+        });
+        if let RenderedValue::Ptr { value, symbol, .. } = &mut value
+            && symbol.is_none()
+            && *value != 0
+        {
+            *symbol = kernel.symbolize(Kva(*value));
+        }
+        Ok(value)
+    }
+
     fn shown(
         &self,
         expression: &str,
@@ -1309,13 +1365,13 @@ impl<'s> Eval<'s> {
         Ok(match value {
             Value::Number(n) => Shown::Json(number_json(*n)),
             Value::Text(text) => Shown::Json(Json::String(text.clone())),
-            Value::Object(object) => Shown::Rendered(render(object).map_err(|e| at(span, e))?),
+            Value::Object(object) => Shown::Rendered(self.render(object).map_err(|e| at(span, e))?),
             Value::Typed(ty, raw) => {
                 let kernel = self.kernel("a type", span)?;
                 let size = kernel.btf.size_of(*ty).unwrap_or(8).min(8);
                 let bytes = raw.to_le_bytes();
                 let bytes = bytes.get(..crate::bytes::to_usize(size)).unwrap_or(&bytes);
-                Shown::Rendered(scope(kernel).render(*ty, bytes))
+                Shown::Rendered(self.scoped(kernel, |scope| scope.render(*ty, bytes)))
             }
             Value::Pointer(_, to) => Shown::Rendered(RenderedValue::Ptr {
                 value: to.0,
@@ -1368,45 +1424,6 @@ fn number_json(n: i128) -> Json {
         (_, Ok(n)) => Json::from(n),
         _ => Json::String(n.to_string()),
     }
-}
-
-fn scope(kernel: &Kernel) -> Scope<'_> {
-    Scope::new(kernel, Arc::clone(&kernel.btf), None).with_parts(MAX_PARTS)
-}
-
-fn render(object: &Object<'_>) -> crate::Result<RenderedValue> {
-    let kernel = object.kernel();
-    if let Some(bits) = object.bit_width() {
-        let signed = kernel
-            .btf
-            .integer(object.ty())
-            .is_some_and(|info| info.signed);
-        return Ok(if signed {
-            RenderedValue::Int {
-                bits,
-                value: object.i64()?,
-            }
-        } else {
-            RenderedValue::Uint {
-                bits,
-                value: object.u64()?,
-            }
-        });
-    }
-    let size = object.size().ok_or_else(|| crate::Error::WrongType {
-        what: format!("the object at {}", object.address()),
-        expected: "something that has a size",
-        found: object.type_name(),
-    })?;
-    let bytes = kernel.read_bytes(object.address(), size.min(MAX_BYTES))?;
-    let mut value = scope(kernel).render_at(object.ty(), &bytes, object.address().0);
-    if let RenderedValue::Ptr { value, symbol, .. } = &mut value
-        && symbol.is_none()
-        && *value != 0
-    {
-        *symbol = kernel.symbolize(Kva(*value));
-    }
-    Ok(value)
 }
 
 fn object_number(object: &Object<'_>) -> crate::Result<i128> {

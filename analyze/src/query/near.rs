@@ -5,9 +5,9 @@ const MAX_NAMES: usize = 5;
 /// How like another a name has to be; 1 is the same.
 const LIKENESS: f64 = 0.8;
 /// Names that are compared: a kernel has some 300,000 symbols.
-const MAX_COMPARED: usize = 1 << 20;
-/// Longest name that is compared.
-const MAX_LENGTH: usize = 512;
+const MAX_COMPARED: usize = 1 << 19;
+/// Longest name that is compared, which takes as long as the product of both lengths.
+const MAX_LENGTH: usize = 64;
 
 /// Those of `names` that are most like `name`, the closest first.
 pub(super) fn near(name: &str, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
