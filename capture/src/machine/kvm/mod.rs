@@ -37,13 +37,10 @@ const SHORT: Duration = Duration::from_secs(3);
 /// How long a kernel is tried before it counts as one that runs here.
 const TRIAL: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
-/// What a kernel writes when it has come through everything that a host may fail at, or is at an
-/// end that is its own.
-const BOOTED: [&[u8]; 3] = [
-    b"Run /init as init",
-    b"Kernel panic",
-    b"Freeing unused kernel",
-];
+/// What a kernel writes when it has come through everything that a host may fail at.
+const BOOTED: [&[u8]; 2] = [b"Run /init as init", b"Freeing unused kernel"];
+/// What it writes when it has not.
+const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// Longest line of the guest's init, bytes.
 const MAX_LINE: usize = 64 << 10;
 
@@ -60,10 +57,10 @@ pub(super) struct Kvm {
     /// What init has said of a line that is not whole.
     pending: Vec<u8>,
     watcher: Option<Watcher>,
-    /// What of this host's debug registers works.
-    fires: Fires,
     /// The guest's time can be set back.
     shifts: bool,
+    /// What of this host's debug registers works.
+    fires: Fires,
     /// What is in them, in this order.
     hardware: Vec<Stop>,
     stops: Vec<Stop>,
@@ -219,16 +216,19 @@ impl Kvm {
             if booted || self.devices.host.look(|said| !said.is_empty()) {
                 break;
             }
+            if let Some(line) = self.devices.console.look(panicked) {
+                let why = format!("the guest's kernel panicked while it booted: {line}");
+                return Err(MachineError::Start(why));
+            }
             match self.told.recv_timeout(TICK) {
                 Err(_) => {}
-                Ok(Told::Failed { why }) => return Err(MachineError::Gone(why)),
+                Ok(Told::Failed { why }) => return Err(MachineError::Start(why)),
                 Ok(Told::Ended {
                     how,
                     powered_off: false,
                 }) => {
-                    return Err(MachineError::Gone(format!(
-                        "the guest ended while it booted: {how}"
-                    )));
+                    let why = format!("the guest ended while it booted: {how}");
+                    return Err(MachineError::Start(why));
                 }
                 Ok(told) => {
                     self.stash = Some(told);
@@ -341,6 +341,13 @@ impl Kvm {
         });
         self.watcher.is_some()
     }
+}
+
+/// The line in which a kernel says that it panics, if it does.
+fn panicked(console: &[u8]) -> Option<String> {
+    let at = memchr::memmem::find(console, PANIC)?;
+    let line = console.get(at..)?.split(|&byte| byte == b'\n').next()?;
+    Some(String::from_utf8_lossy(line).trim().to_owned())
 }
 
 impl Machine for Kvm {
