@@ -111,7 +111,7 @@ class Outer:
             self.add(initrd, path.read_bytes(), 0o100644)
         return f"--kernel /{image} --initrd /{initrd}"
 
-    def run(self, name, plan, timeout=600, memory="2G"):
+    def run(self, name, plan, timeout=900, memory="2G", thread="multi"):
         """Runs the plan; the directory with what came of it."""
         entries = dict(self.entries)
         entries["init"] = (0o100755, (INIT % {"modules": " ".join(MODULES)}).encode())
@@ -122,7 +122,7 @@ class Outer:
             file.truncate(4 << 30)
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc",
-            "-accel", "tcg,thread=multi", "-cpu", "max,la57=off,+svm,+npt", "-smp", "2", "-m", memory,
+            "-accel", f"tcg,thread={thread}", "-cpu", "max,la57=off,+svm,+npt", "-smp", "2", "-m", memory,
             "-kernel", str(self.rig.kernel(OUTER)["image"]), "-initrd", str(initrd),
             "-append", "console=ttyS0 panic=-1 tsc=reliable no_timer_check rdinit=/init quiet",
             "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe", "-serial", f"file:{console}",
@@ -200,7 +200,7 @@ def case_exits(outer, kernel, count):
     """Error exits, and how many were caught before the kernel took the queues apart."""
     inner = outer.inner("error", kernel)
     names = [f"exit-{index}" for index in range(count)]
-    out = outer.run("exits", "".join(step(name, f"--exclude free,user,cache {inner}") for name in names), timeout=150 * count)
+    out = outer.run("exits", "".join(step(name, f"--exclude free,user,cache {inner}") for name in names), timeout=300 * count)
     caught, times, by = 0, [], {}
     for name in names:
         code, _, err = told(out, name)
@@ -234,14 +234,15 @@ def passed(text):
     """How many tests have passed; none may have failed."""
     results = [line for line in text.splitlines() if line.startswith("test result:")]
     check(results and results[-1].startswith("test result: ok. ") and " 0 passed" not in results[-1], text[-3000:])
-    notes = [line for line in text.splitlines() if line.startswith(("in-process", "noticed", "longest", "time can"))]
+    lines = [line.rsplit(" ... ", 1)[-1] for line in text.splitlines()]
+    notes = [line for line in lines if line.startswith(("in-process", "noticed", "longest", "time can"))]
     return f"{results[-1].split('. ')[1].split(';')[0]}; {'; '.join(notes)}"
 
 
 def case_tiny(outer):
     outer.program("bin/tests", tests_program())
     try:
-        out = outer.run("tiny", f"tests {TINY} > out/tiny.out 2> out/tiny.err; echo $? > out/tiny.code\n")
+        out = outer.run("tiny", f"tests {TINY} > out/tiny.out 2> out/tiny.err; echo $? > out/tiny.code\n", thread="single")
     finally:
         del outer.entries["bin/tests"]
     _, text, err = told(out, "tiny")

@@ -33,17 +33,14 @@ use super::{Cause, Config, Event, Frozen, GuestMemory, Machine, MachineError, St
 
 const DEVICE: &str = "/dev/kvm";
 /// Time for all vCPUs to stand when the machine itself wants it.
-const SHORT: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_secs(3);
 /// How long a kernel is tried before it counts as one that runs here.
 const TRIAL: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
-/// What a kernel writes when it has come through everything that a host may fail at, or is at an
-/// end that is its own.
-const BOOTED: [&[u8]; 3] = [
-    b"Run /init as init",
-    b"Kernel panic",
-    b"Freeing unused kernel",
-];
+/// What a kernel writes when it has come through everything that a host may fail at.
+const BOOTED: [&[u8]; 2] = [b"Run /init as init", b"Freeing unused kernel"];
+/// What it writes when it has not.
+const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// Why a capture has no hardware counters.
 const NO_COUNTERS: &str = "the in-process machine opens no counters for its vCPUs' threads yet";
 /// Longest line of the guest's init, bytes.
@@ -62,10 +59,10 @@ pub(super) struct Kvm {
     /// What init has said of a line that is not whole.
     pending: Vec<u8>,
     watcher: Option<Watcher>,
-    /// What of this host's debug registers works.
-    fires: Fires,
     /// The guest's time can be set back.
     shifts: bool,
+    /// What of this host's debug registers works.
+    fires: Fires,
     /// What is in them, in this order.
     hardware: Vec<Stop>,
     stops: Vec<Stop>,
@@ -119,7 +116,6 @@ impl Kvm {
     /// A machine with nothing in its memory, whose vCPUs stand.
     fn prepare(vcpus: u32, memory_bytes: u64, unparked: Option<u32>) -> Result<Self, MachineError> {
         let kvm = open()?;
-        let (fires, shifts) = (probe::fires(&kvm), probe::time_shifts(&kvm));
         let most = kvm.get_max_vcpus();
         if usize::try_from(vcpus).unwrap_or(usize::MAX) > most {
             return Err(MachineError::Start(format!(
@@ -129,6 +125,9 @@ impl Kvm {
         let (mapped, memory) = layout::memory(memory_bytes)
             .map_err(|e| MachineError::Start(format!("memory for the guest: {e}")))?;
         let vm = Vm::new(&kvm, mapped).map_err(start("a virtual machine"))?;
+        // Beside another machine: for the first one, and behind the last one, the host's kernel
+        // patches its text.
+        let (fires, shifts) = (probe::fires(&kvm), probe::time_shifts(&kvm));
         vm.fd
             .set_tss_address(layout::TSS)
             .map_err(start("KVM_SET_TSS_ADDR"))?;
@@ -215,19 +214,23 @@ impl Kvm {
                 let mut signs = BOOTED.iter();
                 signs.any(|sign| memchr::memmem::find(text, sign).is_some())
             });
-            if booted {
+            // A kernel that was told to be quiet still has an init that is not.
+            if booted || self.devices.host.look(|said| !said.is_empty()) {
                 break;
+            }
+            if let Some(line) = self.devices.console.look(panicked) {
+                let why = format!("the guest's kernel panicked while it booted: {line}");
+                return Err(MachineError::Start(why));
             }
             match self.told.recv_timeout(TICK) {
                 Err(_) => {}
-                Ok(Told::Failed { why }) => return Err(MachineError::Gone(why)),
+                Ok(Told::Failed { why }) => return Err(MachineError::Start(why)),
                 Ok(Told::Ended {
                     how,
                     powered_off: false,
                 }) => {
-                    return Err(MachineError::Gone(format!(
-                        "the guest ended while it booted: {how}"
-                    )));
+                    let why = format!("the guest ended while it booted: {how}");
+                    return Err(MachineError::Start(why));
                 }
                 Ok(told) => {
                     self.stash = Some(told);
@@ -341,6 +344,13 @@ impl Kvm {
         });
         self.watcher.is_some()
     }
+}
+
+/// The line in which a kernel says that it panics, if it does.
+fn panicked(console: &[u8]) -> Option<String> {
+    let at = memchr::memmem::find(console, PANIC)?;
+    let line = console.get(at..)?.split(|&byte| byte == b'\n').next()?;
+    Some(String::from_utf8_lossy(line).trim().to_owned())
 }
 
 impl Machine for Kvm {

@@ -441,6 +441,27 @@ fn a_change_in_memory_stops_the_guest_soon() {
     assert_eq!(machine.freeze(SOON).faults, [""; 0]);
 }
 
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_trial_tells_a_guest_that_ends_from_one_that_cannot_run() {
+    let _one = one();
+    let never = AtomicBool::new(false);
+    let mut machine = tiny(&[HELLO], None).tried(&never).ok().unwrap();
+    assert_eq!(ended(&mut machine), ("powered off".into(), true));
+    drop(machine);
+    let why = tiny(&[FAULT], None).tried(&never).err().unwrap();
+    let expected = "the guest ended while it booted: reset (triple fault on vCPU 0)";
+    assert_eq!(why.to_string(), expected);
+    // Whoever is told to end does not wait for the rest of the trial.
+    let start = Instant::now();
+    assert!(tiny(&[COUNT], None).tried(&AtomicBool::new(true)).is_ok());
+    assert!(start.elapsed() < SOON);
+    let text = b"x\nKernel panic - not syncing: Attempted to kill init!\r\nCPU";
+    let line = "Kernel panic - not syncing: Attempted to kill init!";
+    assert_eq!(panicked(text).as_deref(), Some(line));
+    assert_eq!(panicked(b"all is well"), None);
+}
+
 /// Our threads and files, by what they are.
 fn left() -> Vec<String> {
     let entries = |path: &str| std::fs::read_dir(path).unwrap().flatten();
