@@ -3,7 +3,7 @@
 //! A task that is bound to some of the CPUs waits in a queue that others leave: whoever takes
 //! from the queue passes it over, because it may not run there.
 
-use super::{Case, Confidence, Draft, dsq_of, name, realtime, waited};
+use super::{Case, Confidence, Draft, dsq_of, name, queue, realtime, waited};
 use crate::kernel::cpu_list;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
@@ -17,8 +17,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             let kva = task.dsq_kva?;
             let mut dsqs = case.report.dsqs.iter().enumerate();
             let (at, dsq) = dsqs.find(|(_, dsq)| dsq.dsq_kva == kva && dsq.origin == "user")?;
-            // Others have left: more were put there than are in it.
-            let served = dsq.seq != dsq.nr;
+            // Others have left, more than if the kernel had dequeued each that waits once.
+            let served = queue::left(dsq) > dsq.nr;
             // One that may run elsewhere and has waited as long says that nobody takes any more.
             let wider = dsq.tasks.iter().any(|other| {
                 let own = case.task(task).and_then(|(_, t)| t.cpus_allowed.as_deref());

@@ -220,11 +220,14 @@ impl<'r> Case<'r> {
         Some(cpus.collect())
     }
 
-    /// Whether nothing was ever taken from the user queue that a task is in.
+    /// Whether it seems that nothing was ever taken from the user queue that a task is in.
     fn never_consumed(&self, starved: &StarvedTask) -> bool {
         let mut dsqs = self.report.dsqs.iter();
         dsqs.any(|dsq| {
-            Some(dsq.dsq_kva) == starved.dsq_kva && dsq.origin == "user" && dsq.seq == dsq.nr
+            let same = Some(dsq.dsq_kva) == starved.dsq_kva && dsq.origin == "user";
+            let starving = self.starved();
+            let starving = starving.filter(|(_, task)| task.dsq_kva == Some(dsq.dsq_kva));
+            same && queue::unserved(dsq, starving.count())
         })
     }
 

@@ -122,6 +122,36 @@ fn a_bound_task_that_others_pass_is_told_by_its_affinity() {
     assert_eq!(rules(&report), ["queue-never-consumed"]);
 }
 
+/// A task that is reniced or moved while it is queued is dequeued and put back.
+#[test]
+fn a_queue_that_only_the_kernel_took_from_is_not_served() {
+    let mut report = stalled("1");
+    if let Some(dsq) = report.dsqs.first_mut() {
+        (dsq.nr, dsq.seq) = (1, 2);
+        dsq.tasks.truncate(1);
+    }
+    let found = findings(&report, &[]);
+    let found: Vec<_> = found
+        .iter()
+        .map(|f| (&*f.rule, &*f.confidence, &*f.what))
+        .collect();
+    let what = "nobody seems to take from DSQ 0x42 (user): the only task in it starves, and 1 of the 2 insertions has left it (taken, or dequeued by the kernel); victim[7] waited up to 20.000s";
+    assert_eq!(found, [("queue-never-consumed", "likely", what)]);
+    // An idle CPU is not why, then.
+    if let Some(cpu) = report.cpus.get_mut(1) {
+        cpu.idle = Some(true);
+    }
+    assert_eq!(rules(&report), ["queue-never-consumed"]);
+    // As many have left as make it a queue that is served.
+    let mut served = stalled("1");
+    for (seq, rule) in [(5, "affinity"), (4, "queue-stopped")] {
+        if let Some(dsq) = served.dsqs.first_mut() {
+            dsq.seq = seq;
+        }
+        assert_eq!(rules(&served).first().map(String::as_str), Some(rule));
+    }
+}
+
 #[test]
 fn an_idle_cpu_counts_only_when_the_task_may_use_it() {
     let mut report = stalled("0-1");
