@@ -56,6 +56,8 @@ struct Draft {
     evidence: Vec<FindingEvidence>,
     /// The starved tasks whose wait it explains, by their place in the list.
     victims: Vec<usize>,
+    /// It follows from another, and stands behind all that are as sure.
+    follows: bool,
 }
 
 impl Draft {
@@ -66,6 +68,7 @@ impl Draft {
             advice: None,
             evidence: Vec::new(),
             victims: Vec::new(),
+            follows: false,
         }
     }
 
@@ -105,8 +108,8 @@ const RULES: [(&str, Rule); 16] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
     ("arena-exhausted", arena_full::find),
-    ("queue-never-consumed", queue::never_consumed),
-    ("queue-untouched", queue::untouched),
+    (QUEUE_NEVER, queue::never_consumed),
+    (QUEUE_UNTOUCHED, queue::untouched),
     ("real-time-hog", realtime::find),
     ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),
@@ -119,6 +122,8 @@ const RULES: [(&str, Rule); 16] = [
     ("bypass", bypass::find),
     ("aborting", aborting::find),
 ];
+const QUEUE_NEVER: &str = "queue-never-consumed";
+const QUEUE_UNTOUCHED: &str = "queue-untouched";
 const LOCK_HOLDER: &str = "lock-holder-off-cpu";
 const RINGBUF: &str = "ringbuf-full";
 /// What keeps tasks of sched_ext from their CPU whatever the scheduler does, programs in user
@@ -148,7 +153,7 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
         drafts.extend(find(&case).into_iter().map(|draft| (rule, draft)));
     }
     consequences_last(&mut drafts);
-    drafts.sort_by_key(|(_, draft)| draft.confidence);
+    drafts.sort_by_key(|(_, draft)| (draft.confidence, draft.follows));
     let findings = drafts.into_iter().map(|(rule, draft)| Finding {
         rule: rule.to_owned(),
         what: draft.what,
@@ -170,6 +175,8 @@ fn consequences_last(drafts: &mut [(&str, Draft)]) {
     let taken = surest(drafts, &|rule, _| CPU_TAKEN.contains(&rule));
     for at in 0..drafts.len() {
         let cause = match drafts.get(at) {
+            // A CPU that is taken takes from no queue.
+            Some((QUEUE_NEVER | QUEUE_UNTOUCHED, queue)) => all_taken(drafts, &queue.victims),
             Some((RINGBUF, _)) => taken.map(|_| Confidence::Possible),
             // The owner's own wait has a cause.
             Some((LOCK_HOLDER, lock)) => surest(drafts, &|rule, draft| {
@@ -178,10 +185,25 @@ fn consequences_last(drafts: &mut [(&str, Draft)]) {
             }),
             _ => None,
         };
-        if let (Some(cause), Some((_, draft))) = (cause, drafts.get_mut(at)) {
+        if let (Some(cause), Some((rule, draft))) = (cause, drafts.get_mut(at)) {
             draft.confidence = draft.confidence.max(cause);
+            // The other rules of that kind are behind their causes by the order of the rules.
+            draft.follows = [QUEUE_NEVER, QUEUE_UNTOUCHED, LOCK_HOLDER].contains(rule);
         }
     }
+}
+
+/// How sure it is that all of these tasks wait because their CPUs are taken.
+fn all_taken(drafts: &[(&str, Draft)], victims: &[usize]) -> Option<Confidence> {
+    let causes = drafts.iter().filter(|(rule, draft)| {
+        let some = draft.victims.iter().any(|at| victims.contains(at));
+        some && CPU_TAKEN.contains(rule) && draft.confidence != Confidence::Possible
+    });
+    let causes: Vec<&Draft> = causes.map(|(_, draft)| draft).collect();
+    let mut left = victims.iter();
+    let all = left.all(|at| causes.iter().any(|draft| draft.victims.contains(at)));
+    let sure = causes.iter().map(|draft| draft.confidence).max();
+    sure.filter(|_| all)
 }
 
 /// The report, with the look-ups that rules share.

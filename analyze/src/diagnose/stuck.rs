@@ -112,7 +112,7 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
             frame.source.as_deref().unwrap_or_default(),
         );
     }
-    Some(draft.explains(waiting_on(case, cpu)))
+    Some(draft.explains(waiting_on(case, cpu, behind)))
 }
 
 /// CPUs that take their ticks and cannot be preempted.
@@ -175,14 +175,21 @@ fn held(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
     if let Some((member, value)) = fact {
         draft = draft.rests_on(format_args!("cpus/{at}/context/{member}"), value);
     }
-    Some(draft.explains(waiting_on(case, cpu)))
+    Some(draft.explains(waiting_on(case, cpu, age)))
 }
 
-/// The starved tasks that only this CPU takes.
-fn waiting_on(case: &Case<'_>, cpu: &CpuInfo) -> Vec<usize> {
+/// The starved tasks that only this CPU takes: those on its local queue, and those that may use no
+/// other and have waited for no more than twice as long as it does nothing for them.
+fn waiting_on(case: &Case<'_>, cpu: &CpuInfo, for_ns: u64) -> Vec<usize> {
     let origin = format!("local cpu {}", cpu.cpu);
-    let only = case.starved();
-    let only = only.filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin));
+    let only = case.starved().filter(|(_, task)| {
+        let alone = || {
+            let cpus = case.may_use(task);
+            cpus.is_some_and(|cpus| matches!(&cpus[..], [(_, only)] if only.cpu == cpu.cpu))
+        };
+        let wait_ns = task.runnable_age_ms.saturating_mul(1_000_000);
+        task.dsq_origin.as_deref() == Some(&*origin) || (for_ns >= wait_ns / 2 && alone())
+    });
     only.map(|(index, _)| index).collect()
 }
 

@@ -152,6 +152,66 @@ fn a_queue_that_only_the_kernel_took_from_is_not_served() {
     }
 }
 
+/// Nothing takes from a queue while no CPU that could is free.
+#[test]
+fn a_queue_that_no_cpu_could_serve_stands_behind_what_takes_the_cpus() {
+    let mut report = stalled("1");
+    if let Some(dsq) = report.dsqs.first_mut() {
+        (dsq.nr, dsq.seq) = (1, 1);
+        dsq.tasks.truncate(1);
+    }
+    let told = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter();
+        found
+            .map(|f| format!("{} {}", f.rule, f.confidence))
+            .collect::<Vec<_>>()
+    };
+    let mut hogged = report.clone();
+    class(&mut hogged, 1, "rt");
+    assert_eq!(
+        told(&hogged),
+        ["real-time-hog likely", "queue-never-consumed likely"]
+    );
+    // One that has just come is no cause.
+    if let Some(task) = hogged.tasks.last_mut() {
+        task.sum_exec_ns = Some(12_000_000);
+    }
+    assert_eq!(
+        told(&hogged),
+        ["queue-never-consumed certain", "real-time-hog possible"]
+    );
+    // The only CPU that it may use stands in the kernel, for 11 s of the 20.
+    let mut stuck = report;
+    for (cpu, clock) in stuck.cpus.iter_mut().zip([31_000_000_000, 20_000_000_000]) {
+        cpu.clock_ns = Some(clock);
+        cpu.context = Some(CpuContext {
+            irqs_enabled: Some(false),
+            ..CpuContext::default()
+        });
+    }
+    if let Some(curr) = stuck.cpus.get_mut(1).and_then(|cpu| cpu.curr.as_mut()) {
+        curr.kva = Hex(0x8000);
+    }
+    if let Some(task) = stuck.tasks.get_mut(1) {
+        task.stack.push(Frame {
+            symbol: Some("native_queued_spin_lock_slowpath+0x6c/0x2e0".into()),
+            ..Frame::default()
+        });
+    }
+    assert_eq!(
+        told(&stuck),
+        ["cpu-stuck likely", "queue-never-consumed likely"]
+    );
+    // Another could have served it.
+    if let Some(task) = stuck.tasks.first_mut() {
+        task.cpus_allowed = Some("0-1".into());
+    }
+    assert_eq!(
+        told(&stuck),
+        ["queue-never-consumed certain", "cpu-stuck likely"]
+    );
+}
+
 #[test]
 fn an_idle_cpu_counts_only_when_the_task_may_use_it() {
     let mut report = stalled("0-1");
