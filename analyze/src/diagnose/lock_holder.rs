@@ -28,8 +28,7 @@ fn held(case: &Case<'_>, at: usize, lock: &LockInfo) -> Option<(u64, Draft)> {
     // Not the owner itself, which a broken list could name.
     let mut waiters = lock.waiters.iter().filter(|task| task.kva != owner.kva);
     waiters.next()?;
-    let mut tasks = case.report.tasks.iter().enumerate();
-    let (task_at, task) = tasks.find(|(_, task)| task.kva == owner.kva)?;
+    let (task_at, task) = case.task_at(owner.kva)?;
     if task.on_cpu != Some(false) || task.state.as_deref() != Some("R") {
         return None;
     }

@@ -20,11 +20,12 @@ mod starved;
 mod stranded;
 mod stuck;
 
+use std::collections::HashMap;
 use std::fmt::Display;
 
 use scx_postmortem_format::report::{
-    CpuInfo, DsqName, FailureDumpMap, Finding, FindingEvidence, Hex, MapInfo, PostmortemReport,
-    StarvedTask, TaskInfo,
+    CpuInfo, DsqInfo, DsqName, FailureDumpMap, Finding, FindingEvidence, Hex, MapInfo,
+    PostmortemReport, StarvedTask, TaskInfo,
 };
 
 /// How sure a rule is.
@@ -141,10 +142,7 @@ const LAST: (&str, Rule) = ("starved-task", starved::find);
 /// The findings on a report, the verdict first. `shared_maps` is `maps` of the shared part.
 #[must_use]
 pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Vec<Finding> {
-    let case = Case {
-        report,
-        shared_maps,
-    };
+    let case = Case::new(report, shared_maps);
     let mut drafts: Vec<(&str, Draft)> = Vec::new();
     for (rule, find) in RULES.into_iter().chain([LAST]) {
         if rule == LAST.0 && !drafts.is_empty() {
@@ -210,9 +208,35 @@ fn all_taken(drafts: &[(&str, Draft)], victims: &[usize]) -> Option<Confidence> 
 struct Case<'r> {
     report: &'r PostmortemReport,
     shared_maps: &'r [FailureDumpMap],
+    /// Where the record of each task is, by its address.
+    tasks: HashMap<u64, usize>,
+    /// The same of the queues.
+    dsqs: HashMap<u64, usize>,
+    /// How many starved tasks are on each queue, by its address.
+    starving: HashMap<u64, usize>,
 }
 
 impl<'r> Case<'r> {
+    fn new(report: &'r PostmortemReport, shared_maps: &'r [FailureDumpMap]) -> Self {
+        let mut case = Self {
+            report,
+            shared_maps,
+            tasks: HashMap::new(),
+            dsqs: HashMap::new(),
+            starving: HashMap::new(),
+        };
+        for (at, task) in report.tasks.iter().enumerate() {
+            case.tasks.entry(task.kva.0).or_insert(at);
+        }
+        for (at, dsq) in report.dsqs.iter().enumerate() {
+            case.dsqs.entry(dsq.dsq_kva.0).or_insert(at);
+        }
+        for dsq in report.starved.iter().filter_map(|task| task.dsq_kva) {
+            *case.starving.entry(dsq.0).or_default() += 1;
+        }
+        case
+    }
+
     /// The starved tasks with their place in the list.
     fn starved(&self) -> impl Iterator<Item = (usize, &'r StarvedTask)> {
         self.report.starved.iter().enumerate()
@@ -220,8 +244,20 @@ impl<'r> Case<'r> {
 
     /// A task's own record.
     fn task(&self, starved: &StarvedTask) -> Option<(usize, &'r TaskInfo)> {
-        let mut tasks = self.report.tasks.iter().enumerate();
-        tasks.find(|(_, task)| task.kva == starved.kva)
+        self.task_at(starved.kva)
+    }
+
+    /// The record of the task at that address.
+    fn task_at(&self, kva: Hex) -> Option<(usize, &'r TaskInfo)> {
+        let at = *self.tasks.get(&kva.0)?;
+        Some((at, self.report.tasks.get(at)?))
+    }
+
+    /// The user queue that a task is on.
+    fn user_queue(&self, starved: &StarvedTask) -> Option<(usize, &'r DsqInfo)> {
+        let at = *self.dsqs.get(&starved.dsq_kva?.0)?;
+        let dsq = self.report.dsqs.get(at)?;
+        (dsq.origin == "user").then_some((at, dsq))
     }
 
     /// The online CPUs that a starved task may use.
@@ -244,12 +280,9 @@ impl<'r> Case<'r> {
 
     /// Whether it seems that nothing was ever taken from the user queue that a task is in.
     fn never_consumed(&self, starved: &StarvedTask) -> bool {
-        let mut dsqs = self.report.dsqs.iter();
-        dsqs.any(|dsq| {
-            let same = Some(dsq.dsq_kva) == starved.dsq_kva && dsq.origin == "user";
-            let starving = self.starved();
-            let starving = starving.filter(|(_, task)| task.dsq_kva == Some(dsq.dsq_kva));
-            same && queue::unserved(dsq, starving.count())
+        self.user_queue(starved).is_some_and(|(_, dsq)| {
+            let starving = self.starving.get(&dsq.dsq_kva.0);
+            queue::unserved(dsq, starving.copied().unwrap_or(0))
         })
     }
 

@@ -33,8 +33,7 @@ fn inside<'r>(case: &Case<'r>, cpu: &'r CpuInfo) -> Option<(&'r CurrTask, usize,
         return None;
     }
     let curr = cpu.curr.as_ref()?;
-    let mut tasks = case.report.tasks.iter().enumerate();
-    let (task_at, task) = tasks.find(|(_, task)| task.kva == curr.kva)?;
+    let (task_at, task) = case.task_at(curr.kva)?;
     // Without frames it was in user space, or nobody knows where.
     (!task.stack.is_empty()).then_some((curr, task_at, task))
 }
