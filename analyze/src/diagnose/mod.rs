@@ -212,6 +212,10 @@ struct Case<'r> {
     tasks: HashMap<u64, usize>,
     /// The same of the queues.
     dsqs: HashMap<u64, usize>,
+    /// For each CPU, the task of a class above sched_ext there that has run longest.
+    above: HashMap<u32, usize>,
+    /// The newest of all CPUs' clocks.
+    newest_clock_ns: Option<u64>,
     /// How many starved tasks are on each queue, by its address.
     starving: HashMap<u64, usize>,
 }
@@ -223,6 +227,8 @@ impl<'r> Case<'r> {
             shared_maps,
             tasks: HashMap::new(),
             dsqs: HashMap::new(),
+            above: realtime::longest(report),
+            newest_clock_ns: report.cpus.iter().filter_map(|cpu| cpu.clock_ns).max(),
             starving: HashMap::new(),
         };
         for (at, task) in report.tasks.iter().enumerate() {

@@ -18,6 +18,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             .collect();
         let (_, longest) = tasks.first()?;
         let class = cpu.curr.as_ref().and_then(|curr| curr.class.as_deref());
+        let hog = realtime::hog(case, at, cpu, realtime::wait_ns(longest));
         let (confidence, why, path, value, advice) = if cpu.online == Some(false) {
             let advice = "ops.cpu_offline(): do not dispatch to a CPU that is gone";
             (Confidence::Certain, "is offline".to_owned(), "online", "false".to_owned(), advice)
@@ -25,7 +26,12 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             let curr = cpu.curr.as_ref()?;
             let why = format!("runs {}[{}] ({class})", curr.comm, curr.pid);
             let advice = "call scx_bpf_reenqueue_local() in ops.cpu_release(), or when a higher class takes a CPU, so that others can have its tasks";
-            (Confidence::Likely, why, "curr/class", class.to_owned(), advice)
+            // It may have just come.
+            let sure = match &hog {
+                Some(hog) if hog.explains() => Confidence::Likely,
+                _ => Confidence::Possible,
+            };
+            (sure, why, "curr/class", class.to_owned(), advice)
         } else if idle_cpu::sleeps(cpu) {
             let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
             (Confidence::Likely, "is idle".to_owned(), "idle", "true".to_owned(), advice)
@@ -44,6 +50,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         )
         .advice(advice)
         .rests_on(format_args!("cpus/{at}/{path}"), value);
+        if let Some(hog) = hog.filter(|_| cpu.online != Some(false))
+            && let Some(ns) = hog.task.sum_exec_ns
+        {
+            draft = draft.rests_on(format_args!("tasks/{}/sum_exec_ns", hog.task_at), ns);
+        }
         draft = draft.explains(tasks.iter().map(|&(index, _)| index));
         for (index, task) in tasks.iter().take(4) {
             draft = draft

@@ -18,7 +18,7 @@ const BEHIND_NS: u64 = 2_000_000_000;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = &case.report.cpus;
-    let Some(newest) = cpus.iter().filter_map(|cpu| cpu.clock_ns).max() else {
+    let Some(newest) = case.newest_clock_ns else {
         return Vec::new();
     };
     cpus.iter()

@@ -1,10 +1,10 @@
 //! Rules on small reports made by hand. Those that a shipped capture shows are in `tests/findings.rs`.
 
 use scx_postmortem_format::report::{
-    ActiveInfo, ArenaInfo, Callback, CpuContext, CpuTick, CurrTask, DsqInfo, DumpCpu, DumpTask,
-    ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex, KernelDump, KernelInfo, LockInfo, MapRef,
-    NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask, RingRecord, SchedulerInfo,
-    SoftLockup, StorageOwner,
+    ActiveInfo, ArenaInfo, Callback, CpuContext, CpuThrottling, CpuTick, CurrTask, DlServer,
+    DsqInfo, DumpCpu, DumpTask, ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex, KernelDump,
+    KernelInfo, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask,
+    RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
 };
 
 use super::*;
@@ -16,6 +16,7 @@ fn stalled(cpus_allowed: &str) -> PostmortemReport {
         cpu,
         online: Some(true),
         idle: Some(false),
+        clock_ns: Some(100_000_000_000),
         curr: Some(CurrTask {
             pid: 100 + i32::try_from(cpu).unwrap_or(0),
             comm: "busy".into(),
@@ -72,13 +73,14 @@ fn rules(report: &PostmortemReport) -> Vec<String> {
     findings(report, &[]).into_iter().map(|f| f.rule).collect()
 }
 
-/// A task of that class, which has run for 15 s in its life, runs on the CPU.
+/// A task of that class, which has run for 15 s of the 100 s since boot, runs on the CPU.
 fn class(report: &mut PostmortemReport, cpu: usize, class: &str) {
     let Some(at) = report.cpus.get_mut(cpu) else {
         return;
     };
     let Some(curr) = at.curr.as_mut() else { return };
     curr.class = Some(class.into());
+    curr.kva = Hex(0xc000 + u64::from(at.cpu));
     report.tasks.push(TaskInfo {
         kva: Hex(0xc000 + u64::from(at.cpu)),
         pid: curr.pid,
@@ -253,6 +255,36 @@ fn a_real_time_task_on_one_of_two_cpus_is_no_reason() {
             .iter()
             .all(|f| f.confidence == "possible")
     );
+    // It has run for a while in a long life, and stands there now by chance.
+    let mut old = report.clone();
+    for cpu in &mut old.cpus {
+        cpu.clock_ns = Some(1_000_000_000_000);
+    }
+    assert_eq!(rules(&old), ["real-time-hog", "queue-stopped"]);
+    // It has not left the CPU for an eighth of the wait: it is no passer-by, however old.
+    for cpu in &mut old.cpus {
+        cpu.clock_behind_ns = Some(500_000_000);
+        if let Some(curr) = &mut cpu.curr {
+            curr.running_ns = Some(2_000_000_000);
+        }
+    }
+    assert_eq!(
+        first(&old, &[]),
+        Some(("real-time-hog".into(), "likely".into()))
+    );
+    // A server lends sched_ext some of one CPU's time: it is no reason to hide another rule.
+    if let Some(cpu) = old.cpus.first_mut() {
+        cpu.throttling = Some(CpuThrottling {
+            servers: vec![DlServer {
+                class: "ext".into(),
+                active: Some(true),
+                runtime_ns: Some(50_000_000),
+                ..DlServer::default()
+            }],
+            ..CpuThrottling::default()
+        });
+    }
+    assert_eq!(rules(&old), ["real-time-hog", "queue-stopped"]);
     // An offline CPU serves nobody.
     let mut report = stalled("0-1");
     class(&mut report, 0, "stop");
@@ -788,7 +820,9 @@ fn preemption_is_off_where_not_even_the_highest_class_gets_in() {
     );
     // A task of that class runs.
     let mut stop = report.clone();
-    class(&mut stop, 0, "stop");
+    if let Some(curr) = stop.cpus.first_mut().and_then(|cpu| cpu.curr.as_mut()) {
+        curr.class = Some("stop".into());
+    }
     assert_eq!(first(&stop, &[]), None);
     // In user space it can always be preempted.
     let mut user = report;
@@ -811,6 +845,11 @@ fn a_task_is_stranded_where_another_cpu_could_have_it() {
         Some((rule, confidence.to_owned()))
     };
     assert_eq!(first(&report, &[]), found("likely"));
+    let mut young = report.clone();
+    if let Some(task) = young.tasks.last_mut() {
+        task.sum_exec_ns = Some(12_000_000);
+    }
+    assert_eq!(first(&young, &[]), found("possible"));
     if let Some(cpu) = report.cpus.get_mut(1) {
         cpu.online = Some(false);
     }
