@@ -5,7 +5,7 @@
 
 use scx_postmortem_format::report::StarvedTask;
 
-use super::{Case, Confidence, Draft, dsq_of, name, queue, realtime, waited};
+use super::{Case, Confidence, Draft, cpu_hog, dsq_of, name, queue, realtime, waited};
 use crate::kernel::cpu_list;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
@@ -39,8 +39,13 @@ fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> O
             other.task_kva != task.kva && other.runnable_age_jiffies.is_some_and(|age| age < half)
         })
     };
-    // Where other classes have its CPUs, another rule tells.
-    if wider || !(dsq.nr == 1 || younger()) || realtime::hogged(case, task) {
+    // Where one task has each of its CPUs, another rule tells.
+    let held = cpu_hog::taken(case, task);
+    if held == Some(Confidence::Likely)
+        || wider
+        || !(dsq.nr == 1 || younger())
+        || realtime::hogged(case, task)
+    {
         return None;
     }
     let may: Vec<u32> = cpus.iter().map(|(_, cpu)| cpu.cpu).collect();
@@ -51,7 +56,7 @@ fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> O
     );
     Some(
         Draft::new(
-            Confidence::Likely,
+            held.unwrap_or(Confidence::Likely),
             format!(
                 "{} may only run on {cpus}, and others were taken from {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use",
                 name(task),

@@ -9,6 +9,7 @@ mod aborting;
 mod affinity;
 mod arena_full;
 mod bypass;
+mod cpu_hog;
 mod error_exit;
 mod idle_cpu;
 mod lock_holder;
@@ -20,7 +21,8 @@ mod starved;
 mod stranded;
 mod stuck;
 
-use std::collections::HashMap;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 
 use scx_postmortem_format::report::{
@@ -105,13 +107,14 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 16] = [
+const RULES: [(&str, Rule); 17] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
     ("arena-exhausted", arena_full::find),
     (QUEUE_NEVER, queue::never_consumed),
     (QUEUE_UNTOUCHED, queue::untouched),
     ("real-time-hog", realtime::find),
+    ("cpu-hog", cpu_hog::find),
     ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),
     ("preemption-off", stuck::not_preempted),
@@ -129,10 +132,11 @@ const LOCK_HOLDER: &str = "lock-holder-off-cpu";
 const RINGBUF: &str = "ringbuf-full";
 /// What keeps tasks of sched_ext from their CPU whatever the scheduler does, programs in user
 /// space among them.
-const CPU_TAKEN: [&str; 4] = [
+const CPU_TAKEN: [&str; 5] = [
     "cpu-stuck",
     "preemption-off",
     "real-time-hog",
+    "cpu-hog",
     "stranded-on-local-queue",
 ];
 
@@ -216,6 +220,8 @@ struct Case<'r> {
     above: HashMap<u32, usize>,
     /// The newest of all CPUs' clocks.
     newest_clock_ns: Option<u64>,
+    /// The CPUs that `cpu-stuck` tells of, once somebody has asked.
+    standing: OnceCell<HashSet<u32>>,
     /// How many starved tasks are on each queue, by its address.
     starving: HashMap<u64, usize>,
 }
@@ -227,7 +233,8 @@ impl<'r> Case<'r> {
             shared_maps,
             tasks: HashMap::new(),
             dsqs: HashMap::new(),
-            above: realtime::longest(report),
+            above: HashMap::new(),
+            standing: OnceCell::new(),
             newest_clock_ns: report.cpus.iter().filter_map(|cpu| cpu.clock_ns).max(),
             starving: HashMap::new(),
         };
@@ -240,6 +247,7 @@ impl<'r> Case<'r> {
         for dsq in report.starved.iter().filter_map(|task| task.dsq_kva) {
             *case.starving.entry(dsq.0).or_default() += 1;
         }
+        case.above = realtime::longest(&case);
         case
     }
 
@@ -301,6 +309,16 @@ impl<'r> Case<'r> {
             .iter()
             .any(|used| used.id == Some(map.id))
             .then_some(map)
+    }
+
+    /// Whether a class runs before sched_ext. A fair task counts where the scheduler has only the
+    /// tasks that asked for it.
+    fn is_above(&self, class: &str) -> bool {
+        let partial = || {
+            let scheduler = self.report.scheduler.as_ref();
+            scheduler.and_then(|s| s.switched_all) == Some(false)
+        };
+        matches!(class, "rt" | "dl" | "stop") || (class == "fair" && partial())
     }
 
     /// CPUs that are not known to be offline.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use scx_postmortem_format::report::{DsqChange, DsqInfo, StarvedTask};
 
-use super::{Case, Confidence, Draft, dsq_of, listed, name, realtime, waited};
+use super::{Case, Confidence, Draft, cpu_hog, dsq_of, listed, name, realtime, waited};
 
 /// A user queue with starved tasks, first the one that waited longest.
 struct Waiting<'r> {
@@ -177,7 +177,10 @@ pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
         // The first in the queue starves: nobody takes from it. Others may be behind it by order.
         .filter(|queue| {
             let mut tasks = queue.tasks.iter().map(|(_, task)| task);
-            tasks.any(|task| task.dsq_position == Some(0) && !realtime::hogged(case, task))
+            tasks.any(|task| {
+                let held = || cpu_hog::taken(case, task) == Some(Confidence::Likely);
+                task.dsq_position == Some(0) && !realtime::hogged(case, task) && !held()
+            })
         })
         .map(|queue| {
             let draft = Draft::new(

@@ -1,16 +1,16 @@
 //! CPUs taken by classes above sched_ext.
 //!
 //! A real-time, deadline or stop task runs before any task of sched_ext, for as long as it likes:
-//! no BPF scheduler can do anything about it.
+//! no BPF scheduler can do anything about it. So does a fair task, where the scheduler has only the
+//! tasks that asked for it.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use scx_postmortem_format::report::{CpuInfo, Hex, PostmortemReport, StarvedTask, TaskInfo};
+use scx_postmortem_format::report::{CpuInfo, Hex, StarvedTask, TaskInfo};
 
 use super::{Case, Confidence, Draft, listed, name, waited};
 
-const ABOVE: [&str; 3] = ["rt", "dl", "stop"];
 /// Several such tasks can share a CPU: one that has run for this part of the wait is no passer-by.
 const GOOD_PART: u64 = 8;
 /// It is none either with this part of the time since boot, in which its own life is.
@@ -37,10 +37,11 @@ impl Hog<'_> {
 
 /// For each CPU, the task of a class above sched_ext there that has run longest: what runs at this
 /// instant may have just come.
-pub(super) fn longest(report: &PostmortemReport) -> HashMap<u32, usize> {
+pub(super) fn longest(case: &Case<'_>) -> HashMap<u32, usize> {
     let mut longest: HashMap<u32, (Option<u64>, Reverse<Hex>, usize)> = HashMap::new();
-    for (at, task) in report.tasks.iter().enumerate() {
-        let above = task.class.as_deref().is_some_and(|c| ABOVE.contains(&c));
+    for (at, task) in case.report.tasks.iter().enumerate() {
+        let class = task.class.as_deref();
+        let above = class.is_some_and(|class| case.is_above(class));
         if let Some(cpu) = task.cpu.filter(|_| above && task.on_rq == Some(1)) {
             let this = (task.sum_exec_ns, Reverse(task.kva), at);
             let most = longest.entry(cpu).or_insert(this);
@@ -59,7 +60,7 @@ pub(super) fn hog<'r>(
     wait_ns: u64,
 ) -> Option<Hog<'r>> {
     let curr = cpu.curr.as_ref()?;
-    if !ABOVE.contains(&curr.class.as_deref()?) {
+    if !case.is_above(curr.class.as_deref()?) {
         return None;
     }
     let task_at = *case.above.get(&cpu.cpu)?;
@@ -146,7 +147,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             waited(longest.runnable_age_ms)
         ),
     )
-    .advice("a BPF scheduler cannot preempt real-time, deadline or stop tasks: look at why these run so long");
+    .advice("a BPF scheduler cannot preempt tasks of real-time, deadline or stop class, nor of fair class where it has not all of them: look at why these run so long");
     for hog in &all {
         let curr = hog.cpu.curr.as_ref();
         let class = curr.and_then(|curr| curr.class.as_deref());

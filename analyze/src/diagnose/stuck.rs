@@ -27,6 +27,19 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         .collect()
 }
 
+/// Whether a CPU has taken no tick for so long that another rule tells of it.
+pub(super) fn stands(case: &Case<'_>, cpu: &CpuInfo) -> bool {
+    let all = || {
+        let cpus = case.report.cpus.iter().enumerate();
+        let standing = cpus.filter(|&(at, cpu)| {
+            let newest = case.newest_clock_ns;
+            newest.is_some_and(|newest| stuck(case, at, cpu, newest).is_some())
+        });
+        standing.map(|(_, cpu)| cpu.cpu).collect()
+    };
+    case.standing.get_or_init(all).contains(&cpu.cpu)
+}
+
 /// The task that a CPU runs, when it is in the kernel and not idle.
 fn inside<'r>(case: &Case<'r>, cpu: &'r CpuInfo) -> Option<(&'r CurrTask, usize, &'r TaskInfo)> {
     if cpu.online == Some(false) || cpu.idle != Some(false) {

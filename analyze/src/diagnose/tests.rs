@@ -294,6 +294,93 @@ fn a_real_time_task_on_one_of_two_cpus_is_no_reason() {
     assert_eq!(rules(&report), ["real-time-hog"]);
 }
 
+/// The task on each CPU has run since `running_ns`, and has so much left of its slice.
+fn holding(report: &mut PostmortemReport, running_ns: u64, slice_ns: u64) {
+    for cpu in &mut report.cpus {
+        let Some(curr) = cpu.curr.as_mut() else {
+            continue;
+        };
+        curr.kva = Hex(0xc000 + u64::from(cpu.cpu));
+        curr.running_ns = Some(running_ns);
+        report.tasks.push(TaskInfo {
+            kva: curr.kva,
+            class: curr.class.clone(),
+            slice_ns: Some(slice_ns),
+            ..TaskInfo::default()
+        });
+    }
+}
+
+#[test]
+fn a_task_with_an_infinite_slice_is_to_blame_and_not_the_queue() {
+    let told = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter();
+        found
+            .map(|f| format!("{} {}", f.rule, f.confidence))
+            .collect::<Vec<_>>()
+    };
+    let mut report = stalled("1");
+    holding(&mut report, 15_000_000_000, u64::MAX);
+    let found = findings(&report, &[]);
+    let found: Vec<_> = found
+        .iter()
+        .map(|f| (&*f.rule, &*f.confidence, &*f.what))
+        .collect();
+    let what = "all CPUs that victim[7] may use have each run one task for half of the wait or longer: busy[101] (ext) for 15.000s without a switch on CPU 1, with an infinite slice; waited up to 20.000s";
+    assert_eq!(found, [("cpu-hog", "likely", what)]);
+    // What is behind the newest clock counts as well, and less than half of the wait does not.
+    let mut late = stalled("1");
+    holding(&mut late, 9_000_000_000, u64::MAX);
+    assert_eq!(told(&late), ["affinity likely", "queue-stopped possible"]);
+    if let Some(cpu) = late.cpus.get_mut(1) {
+        cpu.clock_behind_ns = Some(1_000_000_000);
+    }
+    assert_eq!(told(&late), ["cpu-hog likely"]);
+    // It was let on each time its slice had ended: because nothing else was there for it?
+    let mut short = stalled("1");
+    holding(&mut short, 15_000_000_000, 20_000_000);
+    assert_eq!(
+        told(&short),
+        [
+            "cpu-hog possible",
+            "affinity possible",
+            "queue-stopped possible"
+        ]
+    );
+    // The other CPU is free for it.
+    let mut free = stalled("0-1");
+    holding(&mut free, 15_000_000_000, u64::MAX);
+    if let Some(curr) = free.cpus.first_mut().and_then(|cpu| cpu.curr.as_mut()) {
+        curr.running_ns = Some(4_000_000);
+    }
+    assert_eq!(told(&free), ["queue-stopped possible"]);
+    // The queue is one that nobody takes from, and nobody could.
+    let mut parked = report;
+    if let Some(dsq) = parked.dsqs.first_mut() {
+        dsq.seq = dsq.nr;
+    }
+    assert_eq!(
+        told(&parked),
+        ["cpu-hog likely", "queue-never-consumed likely"]
+    );
+}
+
+/// `SCX_OPS_SWITCH_PARTIAL`: the fair class comes before sched_ext, and has most tasks.
+#[test]
+fn fair_tasks_are_above_where_the_scheduler_has_not_all() {
+    let mut report = stalled("1");
+    class(&mut report, 1, "fair");
+    let rule = |report: &PostmortemReport| rules(report).into_iter().next();
+    assert_eq!(rule(&report).as_deref(), Some("affinity"));
+    for (switched_all, found) in [(true, "affinity"), (false, "real-time-hog")] {
+        report.scheduler = Some(SchedulerInfo {
+            switched_all: Some(switched_all),
+            ..SchedulerInfo::default()
+        });
+        assert_eq!(rule(&report).as_deref(), Some(found), "{switched_all}");
+    }
+}
+
 #[test]
 fn bypass_is_a_finding_only_without_a_failure() {
     let mut report = PostmortemReport {
@@ -839,6 +926,15 @@ fn a_task_is_stranded_where_another_cpu_could_have_it() {
     }
     let nothing = Some(("starved-task".to_owned(), "possible".to_owned()));
     assert_eq!(first(&report, &[]), nothing);
+    let mut held = report.clone();
+    holding(&mut held, 15_000_000_000, u64::MAX);
+    let what = findings(&held, &[]).into_iter().map(|f| f.what).next();
+    assert_eq!(
+        what.as_deref(),
+        Some(
+            "victim[7] cannot leave the local DSQ of CPU 1, which runs busy[101] (ext) for 15.000s without a switch; waited up to 20.000s"
+        )
+    );
     class(&mut report, 1, "rt");
     let found = |confidence: &str| {
         let rule = "stranded-on-local-queue".to_owned();
