@@ -32,9 +32,15 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                 _ => Confidence::Possible,
             };
             (sure, why, "curr/class", class.to_owned(), advice)
-        } else if idle_cpu::sleeps(cpu) {
+        } else if let Some(idle_ns) = idle_cpu::sleeps(cpu) {
             let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
-            (Confidence::Likely, "is idle".to_owned(), "idle", "true".to_owned(), advice)
+            (
+                Confidence::Likely,
+                "is idle".to_owned(),
+                "idle_state/idle_ns",
+                idle_ns.to_string(),
+                advice,
+            )
         } else {
             // One that stands is another rule's.
             let held = cpu_hog::held(case, at, cpu, realtime::wait_ns(longest));

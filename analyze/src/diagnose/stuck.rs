@@ -15,6 +15,8 @@ use super::{Case, Confidence, Draft, program_name};
 /// How far a clock may be behind before it counts: a tick comes every few ms, but a host that is
 /// out of breath does not run all vCPUs.
 const BEHIND_NS: u64 = 2_000_000_000;
+/// Where no CPU goes on, the host may not have run any: for so long that is no hiccup.
+const SURE_NS: u64 = 5_000_000_000;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = &case.report.cpus;
@@ -82,8 +84,8 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
     // program of all places.
     let in_program = task.stack.first()?.source.is_some();
     let confidence = match (irqs_off, in_program) {
-        (true, true) => Confidence::Certain,
-        (true, false) => Confidence::Likely,
+        (true, true) if !by_tsc || behind >= SURE_NS => Confidence::Certain,
+        (true, _) => Confidence::Likely,
         (false, _) => Confidence::Possible,
     };
     let off = if irqs_off {

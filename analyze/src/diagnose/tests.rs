@@ -1,10 +1,10 @@
 //! Rules on small reports made by hand. Those that a shipped capture shows are in `tests/findings.rs`.
 
 use scx_postmortem_format::report::{
-    ActiveInfo, ArenaInfo, Callback, CpuContext, CpuThrottling, CpuTick, CurrTask, DlServer,
-    DsqInfo, DumpCpu, DumpTask, ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex, KernelDump,
-    KernelInfo, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats, QueuedTask,
-    RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
+    ActiveInfo, ArenaInfo, Callback, CpuContext, CpuIdle, CpuThrottling, CpuTick, CurrTask,
+    DlServer, DsqInfo, DumpCpu, DumpTask, ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex,
+    KernelDump, KernelInfo, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats,
+    QueuedTask, RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
 };
 
 use super::*;
@@ -142,6 +142,10 @@ fn a_queue_that_only_the_kernel_took_from_is_not_served() {
     // An idle CPU is not why, then.
     if let Some(cpu) = report.cpus.get_mut(1) {
         cpu.idle = Some(true);
+        cpu.idle_state = Some(CpuIdle {
+            idle_ns: Some(5_000_000_000),
+            ..CpuIdle::default()
+        });
     }
     assert_eq!(rules(&report), ["queue-never-consumed"]);
     // As many have left as make it a queue that is served.
@@ -217,17 +221,32 @@ fn a_queue_that_no_cpu_could_serve_stands_behind_what_takes_the_cpus() {
 #[test]
 fn an_idle_cpu_counts_only_when_the_task_may_use_it() {
     let mut report = stalled("0-1");
-    if let Some(cpu) = report.cpus.first_mut() {
-        cpu.idle = Some(true);
+    let idle = |report: &mut PostmortemReport, idle_ns| {
+        if let Some(cpu) = report.cpus.first_mut() {
+            cpu.idle = Some(true);
+            cpu.idle_state = Some(CpuIdle {
+                idle_ns,
+                ..CpuIdle::default()
+            });
+        }
+    };
+    // Nobody knows for how long, or it has just gone to sleep.
+    for idle_ns in [None, Some(99_000_000)] {
+        idle(&mut report, idle_ns);
+        assert_eq!(rules(&report), ["queue-stopped"]);
     }
-    assert_eq!(
-        rules(&report).first().map(String::as_str),
-        Some("idle-cpu-with-waiting-work")
+    idle(&mut report, Some(367_296_673));
+    let found = findings(&report, &[]).into_iter().next();
+    let found = found.unwrap_or_default();
+    assert_eq!(found.rule, "idle-cpu-with-waiting-work");
+    let evidence = found.evidence.iter().map(|e| (&*e.path, &*e.value));
+    assert!(
+        evidence
+            .into_iter()
+            .any(|fact| fact == ("/postmortem/cpus/0/idle_state/idle_ns", "367296673"))
     );
     let mut bound = stalled("1");
-    if let Some(cpu) = bound.cpus.first_mut() {
-        cpu.idle = Some(true);
-    }
+    idle(&mut bound, Some(367_296_673));
     assert!(!rules(&bound).contains(&"idle-cpu-with-waiting-work".to_owned()));
     // It must not be moved, whatever its mask says.
     let mut pinned = report;
@@ -569,6 +588,10 @@ fn a_task_that_the_bpf_scheduler_keeps_is_told_when_nothing_else_is() {
     // An idle CPU is not why.
     if let Some(cpu) = report.cpus.first_mut() {
         cpu.idle = Some(true);
+        cpu.idle_state = Some(CpuIdle {
+            idle_ns: Some(5_000_000_000),
+            ..CpuIdle::default()
+        });
     }
     let found = findings(&report, &[]);
     let found: Vec<_> = found
@@ -853,7 +876,12 @@ fn the_only_cpu_is_stuck_when_time_itself_stands() {
     let mut report = alone("bpf_prog_86fc745902364c05_stuck_select_cpu+0xa8/0xcf");
     // Its own clock tells nothing: there is no other.
     assert_eq!(first(&report, &[]), None);
-    for (age, found) in [(3_900_000, None), (8_006_179_337, Some("certain"))] {
+    for (age, found) in [
+        (3_900_000, None),
+        // A pause of the whole guest can be as long.
+        (4_900_000_000, Some("likely")),
+        (8_006_179_337, Some("certain")),
+    ] {
         report.kernel = Some(KernelInfo {
             timekeeping_age_ns: Some(age),
             ..KernelInfo::default()
@@ -970,7 +998,7 @@ fn a_slow_callback_stands_out_from_every_other() {
         }),
         ..ProgramInfo::default()
     };
-    let report = |enqueue_ns| PostmortemReport {
+    let report = |runs, enqueue_ns| PostmortemReport {
         active: Some(ActiveInfo {
             callbacks: ["enqueue", "dispatch", "init"]
                 .into_iter()
@@ -987,15 +1015,18 @@ fn a_slow_callback_stands_out_from_every_other() {
             ..ActiveInfo::default()
         }),
         programs: vec![
-            program(1, "slow_enqueue", 100, enqueue_ns),
+            program(1, "slow_enqueue", runs, enqueue_ns),
             program(2, "slow_dispatch", 100, 10_000_000),
             program(3, "slow_init", 1, 900_000_000_000),
         ],
         ..PostmortemReport::new("test")
     };
-    assert_eq!(rules(&report(250_000_000)), ["slow-program"]);
-    assert!(rules(&report(190_000_000)).is_empty());
-    assert!(rules(&report(90_000_000)).is_empty());
+    // The next takes 0.1 ms: 2.5 ms are 25 times that, and 1.9 ms 19 times.
+    assert_eq!(rules(&report(500, 1_250_000_000)), ["slow-program"]);
+    assert!(rules(&report(500, 950_000_000)).is_empty());
+    // A few slow runs may be the host's, but for a second in all.
+    assert!(rules(&report(100, 250_000_000)).is_empty());
+    assert_eq!(rules(&report(100, 1_000_000_000)), ["slow-program"]);
 }
 
 #[test]
@@ -1057,10 +1088,27 @@ fn the_owner_of_a_lock_counts_while_it_is_kept_from_running() {
             .iter()
             .all(|f| f.confidence == "likely")
     );
-    if let Some(task) = young.tasks.first_mut() {
-        task.runnable_age_ms = Some(20);
+    // Against the watchdog's limit: as long as that may be, or as it is.
+    for (limit_ms, age_ms, sure) in [
+        (None, 7_500, Some("likely")),
+        (None, 7_400, Some("possible")),
+        (Some(8_000), 2_000, Some("likely")),
+        (Some(8_000), 1_999, Some("possible")),
+        (Some(2_000), 1_000, Some("likely")),
+        (Some(2_000), 999, None),
+        (Some(8_000), 20, None),
+    ] {
+        young.scheduler = limit_ms.map(|ms| SchedulerInfo {
+            watchdog_timeout_ms: Some(ms),
+            ..SchedulerInfo::default()
+        });
+        if let Some(task) = young.tasks.first_mut() {
+            task.runnable_age_ms = Some(age_ms);
+        }
+        let found = findings(&young, &[]).into_iter().next();
+        let found = found.map(|f| f.confidence);
+        assert_eq!(found.as_deref(), sure, "{limit_ms:?} {age_ms}");
     }
-    assert!(rules(&young).is_empty());
     // Nobody else wants it.
     if let Some(lock) = report.locks.first_mut() {
         lock.waiters = vec![named(7, 0x7000)];
