@@ -3,16 +3,46 @@
 //! A task that is bound to some of the CPUs waits in a queue that others leave: whoever takes
 //! from the queue passes it over, because it may not run there.
 
-use scx_postmortem_format::report::StarvedTask;
+use scx_postmortem_format::report::{CpuInfo, DsqInfo, StarvedTask};
 
 use super::{Case, Confidence, Draft, cpu_hog, dsq_of, name, queue, realtime, waited};
 use crate::kernel::cpu_list;
+
+/// Tasks that are looked at for one that is next in its queue.
+const MOST: usize = 16;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let online = case.online();
     let found = case.starved();
     let found = found.filter_map(|(index, task)| passed(case, online, index, task));
-    found.take(1).collect()
+    // The first of those that it is surest of.
+    let mut best: Option<Draft> = None;
+    for draft in found.take(MOST) {
+        let sure = draft.confidence == Confidence::Likely;
+        if best.is_none() || sure {
+            best = Some(draft);
+        }
+        if sure {
+            break;
+        }
+    }
+    best.into_iter().collect()
+}
+
+/// How many tasks are before one in its queue that may run on one of these CPUs.
+fn before(case: &Case<'_>, dsq: &DsqInfo, task: &StarvedTask, cpus: &[(usize, &CpuInfo)]) -> usize {
+    let before = dsq.tasks.iter();
+    let before = before.take_while(|other| other.task_kva != task.kva);
+    let may = before.filter(|other| {
+        let record = case.task_at(other.task_kva);
+        let theirs = record.and_then(|(_, record)| case.usable(record, record.cpu?));
+        // What is not known may be.
+        theirs.is_none_or(|theirs| {
+            cpus.iter()
+                .any(|(_, cpu)| theirs.iter().any(|(_, other)| other.cpu == cpu.cpu))
+        })
+    });
+    may.count()
 }
 
 fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> Option<Draft> {
@@ -48,6 +78,17 @@ fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> O
     {
         return None;
     }
+    // It may not have been its turn.
+    let before = before(case, dsq, task, &cpus);
+    let confidence = match before {
+        0 => held.unwrap_or(Confidence::Likely),
+        _ => Confidence::Possible,
+    };
+    let turn = match before {
+        0 => String::new(),
+        1 => ", or it was not its turn: one task that may run there is before it".to_owned(),
+        n => format!(", or it was not its turn: {n} tasks that may run there are before it"),
+    };
     let may: Vec<u32> = cpus.iter().map(|(_, cpu)| cpu.cpu).collect();
     let cpus = format!(
         "CPU{} {}",
@@ -56,9 +97,9 @@ fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> O
     );
     Some(
         Draft::new(
-            held.unwrap_or(Confidence::Likely),
+            confidence,
             format!(
-                "{} may only run on {cpus}, and others were taken from {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use",
+                "{} may only run on {cpus}, and others were taken from {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use{turn}",
                 name(task),
                 dsq_of(case, dsq.id, None),
                 waited(task.runnable_age_ms)

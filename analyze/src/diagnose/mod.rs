@@ -277,10 +277,15 @@ impl<'r> Case<'r> {
     /// The online CPUs that a starved task may use.
     fn may_use(&self, starved: &StarvedTask) -> Option<Vec<(usize, &'r CpuInfo)>> {
         let (_, task) = self.task(starved)?;
+        self.usable(task, starved.cpu)
+    }
+
+    /// The online CPUs that a task may use, which is on the one given.
+    fn usable(&self, task: &TaskInfo, on: u32) -> Option<Vec<(usize, &'r CpuInfo)>> {
         // The scheduler must not move it either.
         let allowed = match task.migration_disabled {
             Some(0) | None => parse_cpus(task.cpus_allowed.as_deref()?)?,
-            Some(_) => vec![(starved.cpu, starved.cpu)],
+            Some(_) => vec![(on, on)],
         };
         let cpus = self.report.cpus.iter().enumerate();
         let cpus = cpus.filter(|(_, cpu)| {

@@ -124,6 +124,50 @@ fn a_bound_task_that_others_pass_is_told_by_its_affinity() {
     assert_eq!(rules(&report), ["queue-never-consumed"]);
 }
 
+/// A queue gives its tasks out in order.
+#[test]
+fn a_bound_task_may_just_not_have_had_its_turn() {
+    let mut report = stalled("1");
+    report.tasks.push(TaskInfo {
+        kva: Hex(0x9000),
+        cpu: Some(0),
+        cpus_allowed: Some("0".into()),
+        migration_disabled: Some(0),
+        ..TaskInfo::default()
+    });
+    if let Some(dsq) = report.dsqs.first_mut() {
+        let first = QueuedTask {
+            task_kva: Hex(0x9000),
+            runnable_age_jiffies: Some(8),
+            ..QueuedTask::default()
+        };
+        dsq.tasks.insert(0, first);
+        dsq.nr = 3;
+    }
+    for task in &mut report.starved {
+        task.dsq_position = Some(1);
+    }
+    // The one before it may only run elsewhere.
+    let told = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter().next();
+        let found = found.unwrap_or_default();
+        assert_eq!(found.rule, "affinity");
+        (found.confidence, found.what)
+    };
+    let (sure, what) = told(&report);
+    assert_eq!(sure, "likely");
+    assert!(what.ends_with("not those that it may use"), "{what}");
+    if let Some(task) = report.tasks.last_mut() {
+        task.cpus_allowed = Some("0-1".into());
+    }
+    let (sure, what) = told(&report);
+    assert_eq!(sure, "possible");
+    assert!(
+        what.ends_with("one task that may run there is before it"),
+        "{what}"
+    );
+}
+
 /// A task that is reniced or moved while it is queued is dequeued and put back.
 #[test]
 fn a_queue_that_only_the_kernel_took_from_is_not_served() {
