@@ -460,6 +460,29 @@ fn the_queue_that_nobody_serves_is_the_verdict() {
     assert!(what.contains("starve-1[188]"), "{what}");
 }
 
+/// One that was reniced in the queue was dequeued and inserted again.
+#[test]
+fn a_queue_that_a_task_was_dequeued_from_once_is_still_the_verdict() {
+    let entry = entry("stall-6.18").unwrap();
+    let kernel = entry.kernel().unwrap();
+    let report = own(&kernel);
+    let dsq = report.dsqs.iter().find(|dsq| dsq.id.0 == 0xdead5).unwrap();
+    assert_eq!((dsq.nr, dsq.seq), (6, 6));
+    let object = kernel.object("struct scx_dispatch_q", Kva(dsq.dsq_kva.0));
+    let seq = object.unwrap().member("seq").unwrap().address();
+    let changed = entry.patched(&[(seq, &7_u32.to_le_bytes())], &[]).unwrap();
+    let found = own(&changed).findings;
+    let [only] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(
+        (only.rule.as_str(), only.confidence.as_str()),
+        ("queue-never-consumed", "likely")
+    );
+    let words = "all 6 tasks in it starve, and 1 of the 7 insertions has left it (taken, or dequeued by the kernel)";
+    assert!(only.what.contains(words), "{}", only.what);
+}
+
 #[test]
 fn an_error_exit_names_the_line_that_called() {
     let found = rules(&entry("error-7.3").unwrap().report().unwrap());

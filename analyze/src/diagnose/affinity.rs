@@ -3,63 +3,115 @@
 //! A task that is bound to some of the CPUs waits in a queue that others leave: whoever takes
 //! from the queue passes it over, because it may not run there.
 
-use super::{Case, Confidence, Draft, dsq_of, name, realtime, waited};
+use scx_postmortem_format::report::{CpuInfo, DsqInfo, StarvedTask};
+
+use super::{Case, Confidence, Draft, cpu_hog, dsq_of, name, queue, realtime, waited};
 use crate::kernel::cpu_list;
+
+/// Tasks that are looked at for one that is next in its queue.
+const MOST: usize = 16;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let online = case.online();
-    case.starved()
-        .filter_map(|(index, task)| {
-            let cpus = case.may_use(task)?;
-            if cpus.is_empty() || cpus.len() >= online {
-                return None;
-            }
-            let kva = task.dsq_kva?;
-            let mut dsqs = case.report.dsqs.iter().enumerate();
-            let (at, dsq) = dsqs.find(|(_, dsq)| dsq.dsq_kva == kva && dsq.origin == "user")?;
-            // Others have left: more were put there than are in it.
-            let served = dsq.seq != dsq.nr;
-            // One that may run elsewhere and has waited as long says that nobody takes any more.
-            let wider = dsq.tasks.iter().any(|other| {
-                let own = case.task(task).and_then(|(_, t)| t.cpus_allowed.as_deref());
-                other.cpus_allowed.is_some()
-                    && other.cpus_allowed.as_deref() != own
-                    && other
-                        .runnable_age_jiffies
-                        .is_some_and(|age| age >= task.runnable_age_jiffies / 2)
-            });
-            let younger = dsq.tasks.iter().any(|other| {
-                other.task_kva != task.kva
-                    && other.runnable_age_jiffies.is_some_and(|age| age < task.runnable_age_jiffies / 2)
-            });
-            if !served || wider || !(younger || dsq.nr == 1) {
-                return None;
-            }
-            // Where other classes have its CPUs, another rule tells.
-            if realtime::hogged(case, task) {
-                return None;
-            }
-            let (task_at, info) = case.task(task)?;
-            let allowed = info.cpus_allowed.as_deref()?;
-            let may: Vec<u32> = cpus.iter().map(|(_, cpu)| cpu.cpu).collect();
-            let cpus = format!("CPU{} {}", if may.len() == 1 { "" } else { "s" }, cpu_list(&may));
-            Some(
-                Draft::new(
-                    Confidence::Likely,
-                    format!(
-                        "{} may only run on {cpus}, and others were taken from {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use",
-                        name(task),
-                        dsq_of(case, dsq.id, None),
-                        waited(task.runnable_age_ms)
-                    ),
-                )
-                .advice("queue such tasks per CPU, or let every CPU take from this queue")
-                .rests_on(format_args!("tasks/{task_at}/cpus_allowed"), allowed)
-                .rests_on(format_args!("dsqs/{at}/seq"), dsq.seq)
-                .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms)
-                .explains([index])
-            )
+    let found = case.starved();
+    let found = found.filter_map(|(index, task)| passed(case, online, index, task));
+    // The first of those that it is surest of.
+    let mut best: Option<Draft> = None;
+    for draft in found.take(MOST) {
+        let sure = draft.confidence == Confidence::Likely;
+        if best.is_none() || sure {
+            best = Some(draft);
+        }
+        if sure {
+            break;
+        }
+    }
+    best.into_iter().collect()
+}
+
+/// How many tasks are before one in its queue that may run on one of these CPUs.
+fn before(case: &Case<'_>, dsq: &DsqInfo, task: &StarvedTask, cpus: &[(usize, &CpuInfo)]) -> usize {
+    let before = dsq.tasks.iter();
+    let before = before.take_while(|other| other.task_kva != task.kva);
+    let may = before.filter(|other| {
+        let record = case.task_at(other.task_kva);
+        let theirs = record.and_then(|(_, record)| case.usable(record, record.cpu?));
+        // What is not known may be.
+        theirs.is_none_or(|theirs| {
+            cpus.iter()
+                .any(|(_, cpu)| theirs.iter().any(|(_, other)| other.cpu == cpu.cpu))
         })
-        .take(1)
-        .collect()
+    });
+    may.count()
+}
+
+fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> Option<Draft> {
+    let (at, dsq) = case.user_queue(task)?;
+    // Others have left, more than if the kernel had dequeued each that waits once.
+    if queue::left(dsq) <= dsq.nr {
+        return None;
+    }
+    let (task_at, info) = case.task(task)?;
+    let allowed = info.cpus_allowed.as_deref()?;
+    let cpus = case.may_use(task)?;
+    if cpus.is_empty() || cpus.len() >= online {
+        return None;
+    }
+    let half = task.runnable_age_jiffies / 2;
+    // One that may run elsewhere and has waited as long says that nobody takes any more.
+    let wider = dsq.tasks.iter().any(|other| {
+        let elsewhere = other.cpus_allowed.as_deref();
+        elsewhere.is_some_and(|cpus| cpus != allowed)
+            && other.runnable_age_jiffies.is_some_and(|age| age >= half)
+    });
+    let younger = || {
+        dsq.tasks.iter().any(|other| {
+            other.task_kva != task.kva && other.runnable_age_jiffies.is_some_and(|age| age < half)
+        })
+    };
+    // Where one task has each of its CPUs, another rule tells.
+    let held = cpu_hog::taken(case, task);
+    if held == Some(Confidence::Likely)
+        || wider
+        || !(dsq.nr == 1 || younger())
+        || realtime::hogged(case, task)
+    {
+        return None;
+    }
+    // It may not have been its turn.
+    let before = before(case, dsq, task, &cpus);
+    let confidence = match before {
+        0 => held.unwrap_or(Confidence::Likely),
+        _ => Confidence::Possible,
+    };
+    let turn = match before {
+        0 => String::new(),
+        1 => ", or it was not its turn: one task that may run there is before it".to_owned(),
+        n => format!(", or it was not its turn: {n} tasks that may run there are before it"),
+    };
+    let may: Vec<u32> = cpus.iter().map(|(_, cpu)| cpu.cpu).collect();
+    let cpus = format!(
+        "CPU{} {}",
+        if may.len() == 1 { "" } else { "s" },
+        cpu_list(&may)
+    );
+    Some(
+        Draft::new(
+            confidence,
+            format!(
+                "{} may only run on {cpus}, and others were taken from {}, where it has waited for {}: the CPUs that take from this queue are not those that it may use{turn}",
+                name(task),
+                dsq_of(case, dsq.id, None),
+                waited(task.runnable_age_ms)
+            ),
+        )
+        .advice("queue such tasks per CPU, or let every CPU take from this queue")
+        .rests_on(format_args!("tasks/{task_at}/cpus_allowed"), allowed)
+        .rests_on(format_args!("dsqs/{at}/seq"), dsq.seq)
+        .rests_on(
+            format_args!("starved/{index}/runnable_age_ms"),
+            task.runnable_age_ms,
+        )
+        .explains([index]),
+    )
 }

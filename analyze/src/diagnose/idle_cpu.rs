@@ -7,8 +7,8 @@ use super::{Case, Confidence, Draft, dsq_of, name, waited};
 /// A CPU that has been idle for less may just be on its way.
 const LONG_NS: u64 = 100_000_000;
 
-/// Whether a CPU sleeps, and nobody has told it to wake.
-pub(super) fn sleeps(cpu: &CpuInfo) -> bool {
+/// For how long a CPU has slept, ns, when that is long and nobody has told it to wake.
+pub(super) fn sleeps(cpu: &CpuInfo) -> Option<u64> {
     let woken = cpu.context.as_ref().is_some_and(|context| {
         [
             context.need_resched,
@@ -17,8 +17,8 @@ pub(super) fn sleeps(cpu: &CpuInfo) -> bool {
         ]
         .contains(&Some(true))
     });
-    let idle_ns = cpu.idle_state.as_ref().and_then(|idle| idle.idle_ns);
-    cpu.idle == Some(true) && !woken && idle_ns.is_none_or(|ns| ns >= LONG_NS)
+    let idle_ns = cpu.idle_state.as_ref()?.idle_ns?;
+    (cpu.idle == Some(true) && !woken && idle_ns >= LONG_NS).then_some(idle_ns)
 }
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
@@ -32,7 +32,9 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         let Some(cpus) = case.may_use(task) else {
             continue;
         };
-        let Some((at, cpu)) = cpus.iter().find(|(_, cpu)| sleeps(cpu)) else {
+        let mut idle = cpus.iter();
+        let idle = idle.find_map(|(at, cpu)| Some((at, cpu, sleeps(cpu)?)));
+        let Some((at, cpu, idle_ns)) = idle else {
             continue;
         };
         let place = task.dsq_id.map_or_else(
@@ -51,6 +53,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             )
             .advice("wake an idle CPU when a task is queued (scx_bpf_kick_cpu() with SCX_KICK_IDLE), and let ops.dispatch() on it take from the queue")
             .rests_on(format_args!("cpus/{at}/idle"), true)
+            .rests_on(format_args!("cpus/{at}/idle_state/idle_ns"), idle_ns)
             .rests_on(format_args!("starved/{index}/runnable_age_ms"), task.runnable_age_ms)
             .explains([index]),
         ];

@@ -9,6 +9,10 @@ use super::{Case, Confidence, Draft, dsq_of, listed, waited};
 
 /// An owner that is not starved yet, and waits at least so long, may explain others' wait.
 const LONG_MS: u64 = 1000;
+/// It is likely to, once it has waited for this part of the watchdog's limit.
+const PART_OF_LIMIT: u64 = 4;
+/// The most that the limit can be (`SCX_WATCHDOG_MAX_TIMEOUT`).
+const MOST_MS: u64 = 30_000;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let mut found: Vec<(u64, Draft)> = case
@@ -28,17 +32,19 @@ fn held(case: &Case<'_>, at: usize, lock: &LockInfo) -> Option<(u64, Draft)> {
     // Not the owner itself, which a broken list could name.
     let mut waiters = lock.waiters.iter().filter(|task| task.kva != owner.kva);
     waiters.next()?;
-    let mut tasks = case.report.tasks.iter().enumerate();
-    let (task_at, task) = tasks.find(|(_, task)| task.kva == owner.kva)?;
+    let (task_at, task) = case.task_at(owner.kva)?;
     if task.on_cpu != Some(false) || task.state.as_deref() != Some("R") {
         return None;
     }
     let mut starved = case.starved();
     let starved = starved.find(|(_, starved)| starved.kva == owner.kva);
     let age = task.runnable_age_ms.unwrap_or(0);
+    let limit = case.report.scheduler.as_ref();
+    let limit = limit.and_then(|s| s.watchdog_timeout_ms).unwrap_or(MOST_MS);
     let confidence = match starved {
         Some(_) => Confidence::Certain,
-        None if age >= LONG_MS => Confidence::Likely,
+        None if age >= LONG_MS.max(limit / PART_OF_LIMIT) => Confidence::Likely,
+        None if age >= LONG_MS => Confidence::Possible,
         None => return None,
     };
     let others: Vec<String> = (lock.waiters.iter())

@@ -9,6 +9,7 @@ mod aborting;
 mod affinity;
 mod arena_full;
 mod bypass;
+mod cpu_hog;
 mod error_exit;
 mod idle_cpu;
 mod lock_holder;
@@ -20,11 +21,13 @@ mod starved;
 mod stranded;
 mod stuck;
 
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 
 use scx_postmortem_format::report::{
-    CpuInfo, DsqName, FailureDumpMap, Finding, FindingEvidence, Hex, MapInfo, PostmortemReport,
-    StarvedTask, TaskInfo,
+    CpuInfo, DsqInfo, DsqName, FailureDumpMap, Finding, FindingEvidence, Hex, MapInfo,
+    PostmortemReport, StarvedTask, TaskInfo,
 };
 
 /// How sure a rule is.
@@ -56,6 +59,8 @@ struct Draft {
     evidence: Vec<FindingEvidence>,
     /// The starved tasks whose wait it explains, by their place in the list.
     victims: Vec<usize>,
+    /// It follows from another, and stands behind all that are as sure.
+    follows: bool,
 }
 
 impl Draft {
@@ -66,6 +71,7 @@ impl Draft {
             advice: None,
             evidence: Vec::new(),
             victims: Vec::new(),
+            follows: false,
         }
     }
 
@@ -101,13 +107,14 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 16] = [
+const RULES: [(&str, Rule); 17] = [
     ("error-exit", error_exit::find),
     ("cpu-stuck", stuck::find),
     ("arena-exhausted", arena_full::find),
-    ("queue-never-consumed", queue::never_consumed),
-    ("queue-untouched", queue::untouched),
+    (QUEUE_NEVER, queue::never_consumed),
+    (QUEUE_UNTOUCHED, queue::untouched),
     ("real-time-hog", realtime::find),
+    ("cpu-hog", cpu_hog::find),
     ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),
     ("preemption-off", stuck::not_preempted),
@@ -119,14 +126,17 @@ const RULES: [(&str, Rule); 16] = [
     ("bypass", bypass::find),
     ("aborting", aborting::find),
 ];
+const QUEUE_NEVER: &str = "queue-never-consumed";
+const QUEUE_UNTOUCHED: &str = "queue-untouched";
 const LOCK_HOLDER: &str = "lock-holder-off-cpu";
 const RINGBUF: &str = "ringbuf-full";
 /// What keeps tasks of sched_ext from their CPU whatever the scheduler does, programs in user
 /// space among them.
-const CPU_TAKEN: [&str; 4] = [
+const CPU_TAKEN: [&str; 5] = [
     "cpu-stuck",
     "preemption-off",
     "real-time-hog",
+    "cpu-hog",
     "stranded-on-local-queue",
 ];
 
@@ -136,10 +146,7 @@ const LAST: (&str, Rule) = ("starved-task", starved::find);
 /// The findings on a report, the verdict first. `shared_maps` is `maps` of the shared part.
 #[must_use]
 pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Vec<Finding> {
-    let case = Case {
-        report,
-        shared_maps,
-    };
+    let case = Case::new(report, shared_maps);
     let mut drafts: Vec<(&str, Draft)> = Vec::new();
     for (rule, find) in RULES.into_iter().chain([LAST]) {
         if rule == LAST.0 && !drafts.is_empty() {
@@ -148,7 +155,7 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
         drafts.extend(find(&case).into_iter().map(|draft| (rule, draft)));
     }
     consequences_last(&mut drafts);
-    drafts.sort_by_key(|(_, draft)| draft.confidence);
+    drafts.sort_by_key(|(_, draft)| (draft.confidence, draft.follows));
     let findings = drafts.into_iter().map(|(rule, draft)| Finding {
         rule: rule.to_owned(),
         what: draft.what,
@@ -170,6 +177,8 @@ fn consequences_last(drafts: &mut [(&str, Draft)]) {
     let taken = surest(drafts, &|rule, _| CPU_TAKEN.contains(&rule));
     for at in 0..drafts.len() {
         let cause = match drafts.get(at) {
+            // A CPU that is taken takes from no queue.
+            Some((QUEUE_NEVER | QUEUE_UNTOUCHED, queue)) => all_taken(drafts, &queue.victims),
             Some((RINGBUF, _)) => taken.map(|_| Confidence::Possible),
             // The owner's own wait has a cause.
             Some((LOCK_HOLDER, lock)) => surest(drafts, &|rule, draft| {
@@ -178,19 +187,70 @@ fn consequences_last(drafts: &mut [(&str, Draft)]) {
             }),
             _ => None,
         };
-        if let (Some(cause), Some((_, draft))) = (cause, drafts.get_mut(at)) {
+        if let (Some(cause), Some((rule, draft))) = (cause, drafts.get_mut(at)) {
             draft.confidence = draft.confidence.max(cause);
+            // The other rules of that kind are behind their causes by the order of the rules.
+            draft.follows = [QUEUE_NEVER, QUEUE_UNTOUCHED, LOCK_HOLDER].contains(rule);
         }
     }
+}
+
+/// How sure it is that all of these tasks wait because their CPUs are taken.
+fn all_taken(drafts: &[(&str, Draft)], victims: &[usize]) -> Option<Confidence> {
+    let causes = drafts.iter().filter(|(rule, draft)| {
+        let some = draft.victims.iter().any(|at| victims.contains(at));
+        some && CPU_TAKEN.contains(rule) && draft.confidence != Confidence::Possible
+    });
+    let causes: Vec<&Draft> = causes.map(|(_, draft)| draft).collect();
+    let mut left = victims.iter();
+    let all = left.all(|at| causes.iter().any(|draft| draft.victims.contains(at)));
+    let sure = causes.iter().map(|draft| draft.confidence).max();
+    sure.filter(|_| all)
 }
 
 /// The report, with the look-ups that rules share.
 struct Case<'r> {
     report: &'r PostmortemReport,
     shared_maps: &'r [FailureDumpMap],
+    /// Where the record of each task is, by its address.
+    tasks: HashMap<u64, usize>,
+    /// The same of the queues.
+    dsqs: HashMap<u64, usize>,
+    /// For each CPU, the task of a class above sched_ext there that has run longest.
+    above: HashMap<u32, usize>,
+    /// The newest of all CPUs' clocks.
+    newest_clock_ns: Option<u64>,
+    /// The CPUs that `cpu-stuck` tells of, once somebody has asked.
+    standing: OnceCell<HashSet<u32>>,
+    /// How many starved tasks are on each queue, by its address.
+    starving: HashMap<u64, usize>,
 }
 
 impl<'r> Case<'r> {
+    fn new(report: &'r PostmortemReport, shared_maps: &'r [FailureDumpMap]) -> Self {
+        let mut case = Self {
+            report,
+            shared_maps,
+            tasks: HashMap::new(),
+            dsqs: HashMap::new(),
+            above: HashMap::new(),
+            standing: OnceCell::new(),
+            newest_clock_ns: report.cpus.iter().filter_map(|cpu| cpu.clock_ns).max(),
+            starving: HashMap::new(),
+        };
+        for (at, task) in report.tasks.iter().enumerate() {
+            case.tasks.entry(task.kva.0).or_insert(at);
+        }
+        for (at, dsq) in report.dsqs.iter().enumerate() {
+            case.dsqs.entry(dsq.dsq_kva.0).or_insert(at);
+        }
+        for dsq in report.starved.iter().filter_map(|task| task.dsq_kva) {
+            *case.starving.entry(dsq.0).or_default() += 1;
+        }
+        case.above = realtime::longest(&case);
+        case
+    }
+
     /// The starved tasks with their place in the list.
     fn starved(&self) -> impl Iterator<Item = (usize, &'r StarvedTask)> {
         self.report.starved.iter().enumerate()
@@ -198,17 +258,34 @@ impl<'r> Case<'r> {
 
     /// A task's own record.
     fn task(&self, starved: &StarvedTask) -> Option<(usize, &'r TaskInfo)> {
-        let mut tasks = self.report.tasks.iter().enumerate();
-        tasks.find(|(_, task)| task.kva == starved.kva)
+        self.task_at(starved.kva)
+    }
+
+    /// The record of the task at that address.
+    fn task_at(&self, kva: Hex) -> Option<(usize, &'r TaskInfo)> {
+        let at = *self.tasks.get(&kva.0)?;
+        Some((at, self.report.tasks.get(at)?))
+    }
+
+    /// The user queue that a task is on.
+    fn user_queue(&self, starved: &StarvedTask) -> Option<(usize, &'r DsqInfo)> {
+        let at = *self.dsqs.get(&starved.dsq_kva?.0)?;
+        let dsq = self.report.dsqs.get(at)?;
+        (dsq.origin == "user").then_some((at, dsq))
     }
 
     /// The online CPUs that a starved task may use.
     fn may_use(&self, starved: &StarvedTask) -> Option<Vec<(usize, &'r CpuInfo)>> {
         let (_, task) = self.task(starved)?;
+        self.usable(task, starved.cpu)
+    }
+
+    /// The online CPUs that a task may use, which is on the one given.
+    fn usable(&self, task: &TaskInfo, on: u32) -> Option<Vec<(usize, &'r CpuInfo)>> {
         // The scheduler must not move it either.
         let allowed = match task.migration_disabled {
             Some(0) | None => parse_cpus(task.cpus_allowed.as_deref()?)?,
-            Some(_) => vec![(starved.cpu, starved.cpu)],
+            Some(_) => vec![(on, on)],
         };
         let cpus = self.report.cpus.iter().enumerate();
         let cpus = cpus.filter(|(_, cpu)| {
@@ -220,11 +297,11 @@ impl<'r> Case<'r> {
         Some(cpus.collect())
     }
 
-    /// Whether nothing was ever taken from the user queue that a task is in.
+    /// Whether it seems that nothing was ever taken from the user queue that a task is in.
     fn never_consumed(&self, starved: &StarvedTask) -> bool {
-        let mut dsqs = self.report.dsqs.iter();
-        dsqs.any(|dsq| {
-            Some(dsq.dsq_kva) == starved.dsq_kva && dsq.origin == "user" && dsq.seq == dsq.nr
+        self.user_queue(starved).is_some_and(|(_, dsq)| {
+            let starving = self.starving.get(&dsq.dsq_kva.0);
+            queue::unserved(dsq, starving.copied().unwrap_or(0))
         })
     }
 
@@ -237,6 +314,16 @@ impl<'r> Case<'r> {
             .iter()
             .any(|used| used.id == Some(map.id))
             .then_some(map)
+    }
+
+    /// Whether a class runs before sched_ext. A fair task counts where the scheduler has only the
+    /// tasks that asked for it.
+    fn is_above(&self, class: &str) -> bool {
+        let partial = || {
+            let scheduler = self.report.scheduler.as_ref();
+            scheduler.and_then(|s| s.switched_all) == Some(false)
+        };
+        matches!(class, "rt" | "dl" | "stop") || (class == "fair" && partial())
     }
 
     /// CPUs that are not known to be offline.

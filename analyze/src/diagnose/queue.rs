@@ -1,13 +1,15 @@
 //! Dispatch queues that nobody takes tasks from.
 //!
 //! `scx_dispatch_q.seq` counts the tasks that were ever put into a queue, `nr` those that are in
-//! it: where both are the same, none has ever left.
+//! it: where both are the same, none has ever left. That some have left is no proof that they were
+//! taken: the kernel dequeues a task to change its nice value, CPUs or cgroup, and what it puts
+//! back then counts again.
 
 use std::collections::BTreeMap;
 
 use scx_postmortem_format::report::{DsqChange, DsqInfo, StarvedTask};
 
-use super::{Case, Confidence, Draft, dsq_of, listed, name, realtime, waited};
+use super::{Case, Confidence, Draft, cpu_hog, dsq_of, listed, name, realtime, waited};
 
 /// A user queue with starved tasks, first the one that waited longest.
 struct Waiting<'r> {
@@ -42,6 +44,18 @@ fn who(queue: &Waiting<'_>) -> String {
         .first()
         .map_or(0, |(_, task)| task.runnable_age_ms);
     format!("{} waited up to {}", listed(&names), waited(longest))
+}
+
+/// Insertions that are not in the queue any more.
+pub(super) const fn left(dsq: &DsqInfo) -> u32 {
+    dsq.seq.wrapping_sub(dsq.nr)
+}
+
+/// Whether nothing speaks for it that anybody ever took from a queue: all that is in it starves, and
+/// what has left it is no more than if the kernel had dequeued each of these tasks once.
+pub(super) fn unserved(dsq: &DsqInfo, starving: usize) -> bool {
+    let all = usize::try_from(dsq.nr) == Ok(starving);
+    dsq.nr > 0 && (left(dsq) == 0 || (all && left(dsq) <= dsq.nr))
 }
 
 /// What went on in a queue since the early image of a dual capture.
@@ -111,28 +125,45 @@ pub(super) fn untouched(case: &Case<'_>) -> Vec<Draft> {
 pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
     let queues = waiting(case).into_iter();
     queues
-        .filter(|queue| queue.dsq.seq == queue.dsq.nr && queue.dsq.nr > 0)
-        .map(|queue| {
-            let draft = Draft::new(
-                Confidence::Certain,
-                format!(
-                    "nothing was ever taken from {}: {} still in it; {}",
-                    dsq_of(case, queue.dsq.id, None),
-                    match queue.dsq.nr {
+        .filter(|queue| unserved(queue.dsq, queue.tasks.len()))
+        .filter_map(|queue| {
+            let between = since(case, &queue);
+            let dsq = dsq_of(case, queue.dsq.id, None);
+            let (nr, seq, who) = (queue.dsq.nr, queue.dsq.seq, who(&queue));
+            let (confidence, words) = match left(queue.dsq) {
+                0 => {
+                    let all = match nr {
                         1 => "the only task that was put there is".to_owned(),
                         nr => format!("all {nr} tasks that were put there are"),
-                    },
-                    who(&queue)
-                ),
-            )
+                    };
+                    let words = format!("nothing was ever taken from {dsq}: {all} still in it; {who}");
+                    (Confidence::Certain, words)
+                }
+                // Then the two images tell more.
+                _ if between.as_ref().is_some_and(Since::untouched) => return None,
+                left => {
+                    let all = match nr {
+                        1 => "the only task in it starves".to_owned(),
+                        nr => format!("all {nr} tasks in it starve"),
+                    };
+                    let have = if left == 1 { "has" } else { "have" };
+                    let words = format!(
+                        "nobody seems to take from {dsq}: {all}, and {left} of the {seq} insertions {have} left it (taken, or dequeued by the kernel); {who}"
+                    );
+                    // Something has left while it was watched.
+                    let sure = between.as_ref().map_or(Confidence::Likely, |_| Confidence::Possible);
+                    (sure, words)
+                }
+            };
+            let draft = Draft::new(confidence, words)
             .advice("make ops.dispatch() move tasks from this queue, with scx_bpf_dsq_move_to_local(), on the CPUs that its tasks may use")
             .rests_on(format_args!("dsqs/{}/nr", queue.index), queue.dsq.nr)
             .rests_on(format_args!("dsqs/{}/seq", queue.index), queue.dsq.seq);
-            let draft = match since(case, &queue).filter(Since::untouched) {
+            let draft = match between.filter(Since::untouched) {
                 Some(since) => since.rests_on(draft),
                 None => draft,
             };
-            with_tasks(draft, &queue)
+            Some(with_tasks(draft, &queue))
         })
         .collect()
 }
@@ -140,13 +171,16 @@ pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
 pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
     let queues = waiting(case).into_iter();
     queues
-        .filter(|queue| queue.dsq.seq != queue.dsq.nr)
+        .filter(|queue| !unserved(queue.dsq, queue.tasks.len()))
         // With an early image it is known whether it stopped.
         .filter(|queue| since(case, queue).is_none())
         // The first in the queue starves: nobody takes from it. Others may be behind it by order.
         .filter(|queue| {
             let mut tasks = queue.tasks.iter().map(|(_, task)| task);
-            tasks.any(|task| task.dsq_position == Some(0) && !realtime::hogged(case, task))
+            tasks.any(|task| {
+                let held = || cpu_hog::taken(case, task) == Some(Confidence::Likely);
+                task.dsq_position == Some(0) && !realtime::hogged(case, task) && !held()
+            })
         })
         .map(|queue| {
             let draft = Draft::new(

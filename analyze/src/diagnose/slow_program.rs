@@ -26,8 +26,11 @@ const HOT: [&str; 17] = [
     "cpu_release",
     "cgroup_move",
 ];
-/// Runs that make a mean.
+/// Runs that make a mean to compare with.
 const RUNS: u64 = 20;
+/// Runs of the slow one, or else its time in all, ns: a few slow ones may be the host's.
+const MANY_RUNS: u64 = 500;
+const MUCH_NS: u64 = 1_000_000_000;
 /// A mean that is worth a word, ns.
 const SLOW_NS: u64 = 1_000_000;
 /// How many times the mean of every other callback.
@@ -64,7 +67,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let [slowest, next, ..] = &means[..] else {
         return Vec::new();
     };
-    if slowest.ns < SLOW_NS || slowest.ns / FACTOR < next.ns {
+    let enough = slowest.stats.runs >= MANY_RUNS || slowest.stats.time_ns >= MUCH_NS;
+    if !enough || slowest.ns < SLOW_NS || slowest.ns / FACTOR < next.ns {
         return Vec::new();
     }
     let micros = |ns: u64| format!("{}.{:03} ms", ns / 1_000_000, ns / 1000 % 1000);

@@ -2,9 +2,9 @@
 //!
 //! Only the CPU itself takes from its local queue. What was put there stays when the CPU goes
 //! offline, or when a task of a class above takes it, unless `ops.cpu_release()` calls
-//! `scx_bpf_reenqueue_local()`.
+//! `scx_bpf_reenqueue_local()`; or while the task that it runs has a slice that does not end.
 
-use super::{Case, Confidence, Draft, idle_cpu, listed, name, realtime, waited};
+use super::{Case, Confidence, Draft, cpu_hog, idle_cpu, listed, name, realtime, stuck, waited};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = case.report.cpus.iter().enumerate();
@@ -18,19 +18,37 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             .collect();
         let (_, longest) = tasks.first()?;
         let class = cpu.curr.as_ref().and_then(|curr| curr.class.as_deref());
+        let hog = realtime::hog(case, at, cpu, realtime::wait_ns(longest));
         let (confidence, why, path, value, advice) = if cpu.online == Some(false) {
             let advice = "ops.cpu_offline(): do not dispatch to a CPU that is gone";
             (Confidence::Certain, "is offline".to_owned(), "online", "false".to_owned(), advice)
-        } else if let Some(class @ ("rt" | "dl" | "stop")) = class {
+        } else if let Some(class) = class.filter(|class| case.is_above(class)) {
             let curr = cpu.curr.as_ref()?;
             let why = format!("runs {}[{}] ({class})", curr.comm, curr.pid);
             let advice = "call scx_bpf_reenqueue_local() in ops.cpu_release(), or when a higher class takes a CPU, so that others can have its tasks";
-            (Confidence::Likely, why, "curr/class", class.to_owned(), advice)
-        } else if idle_cpu::sleeps(cpu) {
+            // It may have just come.
+            let sure = match &hog {
+                Some(hog) if hog.explains() => Confidence::Likely,
+                _ => Confidence::Possible,
+            };
+            (sure, why, "curr/class", class.to_owned(), advice)
+        } else if let Some(idle_ns) = idle_cpu::sleeps(cpu) {
             let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
-            (Confidence::Likely, "is idle".to_owned(), "idle", "true".to_owned(), advice)
+            (
+                Confidence::Likely,
+                "is idle".to_owned(),
+                "idle_state/idle_ns",
+                idle_ns.to_string(),
+                advice,
+            )
         } else {
-            return None;
+            // One that stands is another rule's.
+            let held = cpu_hog::held(case, at, cpu, realtime::wait_ns(longest));
+            let held = held.filter(|_| !stuck::stands(case, cpu))?;
+            let value = held.curr.running_ns?.to_string();
+            let advice = "give slices that end, or take the CPU away with SCX_KICK_PREEMPT after a task was put on its local queue";
+            let why = format!("runs {}", cpu_hog::held_by(&held));
+            (Confidence::Likely, why, "curr/running_ns", value, advice)
         };
         let names: Vec<String> = tasks.iter().map(|(_, task)| name(task)).collect();
         let mut draft = Draft::new(
@@ -44,6 +62,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         )
         .advice(advice)
         .rests_on(format_args!("cpus/{at}/{path}"), value);
+        if let Some(hog) = hog.filter(|_| cpu.online != Some(false))
+            && let Some(ns) = hog.task.sum_exec_ns
+        {
+            draft = draft.rests_on(format_args!("tasks/{}/sum_exec_ns", hog.task_at), ns);
+        }
         draft = draft.explains(tasks.iter().map(|&(index, _)| index));
         for (index, task) in tasks.iter().take(4) {
             draft = draft

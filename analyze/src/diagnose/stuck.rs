@@ -15,10 +15,12 @@ use super::{Case, Confidence, Draft, program_name};
 /// How far a clock may be behind before it counts: a tick comes every few ms, but a host that is
 /// out of breath does not run all vCPUs.
 const BEHIND_NS: u64 = 2_000_000_000;
+/// Where no CPU goes on, the host may not have run any: for so long that is no hiccup.
+const SURE_NS: u64 = 5_000_000_000;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = &case.report.cpus;
-    let Some(newest) = cpus.iter().filter_map(|cpu| cpu.clock_ns).max() else {
+    let Some(newest) = case.newest_clock_ns else {
         return Vec::new();
     };
     cpus.iter()
@@ -27,14 +29,26 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         .collect()
 }
 
+/// Whether a CPU has taken no tick for so long that another rule tells of it.
+pub(super) fn stands(case: &Case<'_>, cpu: &CpuInfo) -> bool {
+    let all = || {
+        let cpus = case.report.cpus.iter().enumerate();
+        let standing = cpus.filter(|&(at, cpu)| {
+            let newest = case.newest_clock_ns;
+            newest.is_some_and(|newest| stuck(case, at, cpu, newest).is_some())
+        });
+        standing.map(|(_, cpu)| cpu.cpu).collect()
+    };
+    case.standing.get_or_init(all).contains(&cpu.cpu)
+}
+
 /// The task that a CPU runs, when it is in the kernel and not idle.
 fn inside<'r>(case: &Case<'r>, cpu: &'r CpuInfo) -> Option<(&'r CurrTask, usize, &'r TaskInfo)> {
     if cpu.online == Some(false) || cpu.idle != Some(false) {
         return None;
     }
     let curr = cpu.curr.as_ref()?;
-    let mut tasks = case.report.tasks.iter().enumerate();
-    let (task_at, task) = tasks.find(|(_, task)| task.kva == curr.kva)?;
+    let (task_at, task) = case.task_at(curr.kva)?;
     // Without frames it was in user space, or nobody knows where.
     (!task.stack.is_empty()).then_some((curr, task_at, task))
 }
@@ -70,8 +84,8 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
     // program of all places.
     let in_program = task.stack.first()?.source.is_some();
     let confidence = match (irqs_off, in_program) {
-        (true, true) => Confidence::Certain,
-        (true, false) => Confidence::Likely,
+        (true, true) if !by_tsc || behind >= SURE_NS => Confidence::Certain,
+        (true, _) => Confidence::Likely,
         (false, _) => Confidence::Possible,
     };
     let off = if irqs_off {
@@ -112,7 +126,7 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
             frame.source.as_deref().unwrap_or_default(),
         );
     }
-    Some(draft.explains(waiting_on(case, cpu)))
+    Some(draft.explains(waiting_on(case, cpu, behind)))
 }
 
 /// CPUs that take their ticks and cannot be preempted.
@@ -175,14 +189,21 @@ fn held(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
     if let Some((member, value)) = fact {
         draft = draft.rests_on(format_args!("cpus/{at}/context/{member}"), value);
     }
-    Some(draft.explains(waiting_on(case, cpu)))
+    Some(draft.explains(waiting_on(case, cpu, age)))
 }
 
-/// The starved tasks that only this CPU takes.
-fn waiting_on(case: &Case<'_>, cpu: &CpuInfo) -> Vec<usize> {
+/// The starved tasks that only this CPU takes: those on its local queue, and those that may use no
+/// other and have waited for no more than twice as long as it does nothing for them.
+fn waiting_on(case: &Case<'_>, cpu: &CpuInfo, for_ns: u64) -> Vec<usize> {
     let origin = format!("local cpu {}", cpu.cpu);
-    let only = case.starved();
-    let only = only.filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin));
+    let only = case.starved().filter(|(_, task)| {
+        let alone = || {
+            let cpus = case.may_use(task);
+            cpus.is_some_and(|cpus| matches!(&cpus[..], [(_, only)] if only.cpu == cpu.cpu))
+        };
+        let wait_ns = task.runnable_age_ms.saturating_mul(1_000_000);
+        task.dsq_origin.as_deref() == Some(&*origin) || (for_ns >= wait_ns / 2 && alone())
+    });
     only.map(|(index, _)| index).collect()
 }
 
