@@ -260,12 +260,12 @@ fn a_dual_capture_gives_both_reports_and_what_changed() {
 
 #[test]
 fn a_queue_that_was_served_once_and_no_more_is_told_by_the_early_image() {
-    // Seven tasks were put in and one taken out before the early image, none since: the late image
-    // alone has 6 of 7, which says nothing about when the last one left.
+    // Twenty tasks were put in and fourteen taken out before the early image, none since: the late
+    // image alone has 6 of 20, which says nothing about when the last one left.
     let kernel = shipped();
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir);
-    let mut late = before(&kernel, 6, 7);
+    let mut late = before(&kernel, 6, 20);
     late.pop();
     // What is "late" here is the shipped capture with another seq: write it first, then use it.
     let patched = Kernel::find(
