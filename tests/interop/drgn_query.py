@@ -21,6 +21,10 @@ from drgn.helpers.linux.percpu import per_cpu
 from drgn.helpers.linux.pid import find_task, for_each_task
 
 
+# What a pointer that leads nowhere has.
+FAULT = "fault"
+
+
 def plain(obj):
     """The value of an object as JSON has it."""
     of = obj.type_
@@ -48,6 +52,9 @@ def questions(prog):
             def value(path=path):
                 at = obj
                 for name in path.replace("]", "").replace("[", ".").split("."):
+                    # drgn reads through a null pointer: QEMU's cores call physical memory virtual as well.
+                    if at.type_.kind == drgn.TypeKind.POINTER and not at:
+                        return FAULT
                     at = at[int(name)] if name.isdigit() else at.member_(name)
                 return plain(at)
             ask[f"{expression}.{path}"] = value
@@ -103,7 +110,7 @@ def main():
         except (LookupError, AttributeError):
             answers.append([expression, None])
         except drgn.FaultError:
-            answers.append([expression, "fault"])
+            answers.append([expression, FAULT])
     with open(args.output, "w") if args.output != "-" else sys.stdout as out:
         json.dump(answers, out, indent=1)
 
