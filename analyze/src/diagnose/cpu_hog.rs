@@ -57,10 +57,7 @@ pub(super) fn held<'r>(
 
 /// Who holds each CPU that a starved task may use, when all are held or stand still.
 fn holders<'r>(case: &Case<'r>, starved: &StarvedTask) -> Option<Vec<Held<'r>>> {
-    let cpus = case.may_use(starved).filter(|cpus| !cpus.is_empty())?;
-    let wait_ns = realtime::wait_ns(starved);
-    let cpus = cpus.into_iter();
-    cpus.map(|(at, cpu)| held(case, at, cpu, wait_ns)).collect()
+    realtime::on_all(case, starved, held)
 }
 
 /// How sure it is that a starved task waits for the tasks that hold its CPUs.

@@ -101,12 +101,22 @@ pub(super) const fn wait_ns(starved: &StarvedTask) -> u64 {
     starved.runnable_age_ms.saturating_mul(1_000_000)
 }
 
+/// What `of` says of each CPU that a starved task may use, against its wait, when it says something
+/// of all of them.
+pub(super) fn on_all<'r, T>(
+    case: &Case<'r>,
+    starved: &StarvedTask,
+    of: fn(&Case<'r>, usize, &'r CpuInfo, u64) -> Option<T>,
+) -> Option<Vec<T>> {
+    let cpus = case.may_use(starved).filter(|cpus| !cpus.is_empty())?;
+    let wait_ns = wait_ns(starved);
+    let cpus = cpus.into_iter();
+    cpus.map(|(at, cpu)| of(case, at, cpu, wait_ns)).collect()
+}
+
 /// Who has each CPU that a starved task may use, when other classes run on all of them.
 fn takers<'r>(case: &Case<'r>, starved: &StarvedTask) -> Option<Vec<Hog<'r>>> {
-    let cpus = case.may_use(starved).filter(|cpus| !cpus.is_empty())?;
-    let cpus = cpus.into_iter();
-    cpus.map(|(at, cpu)| hog(case, at, cpu, wait_ns(starved)))
-        .collect()
+    on_all(case, starved, hog)
 }
 
 /// Whether other classes have all CPUs that a starved task may use, and have had them for long.
