@@ -680,25 +680,32 @@ def cases(everything):
         yield "exits", lambda rig: case_exits(rig, "7.3", 20)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="every case")
+def arguments(description):
+    """The options that every script of cases has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", default="", help="these alone, separated by commas: a name or its beginning")
     parser.add_argument("--attempts", type=int, default=3, help="for each case: the emulator spoils a boot now and then")
     parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path.home() / ".cache/scx-postmortem")
     parser.add_argument("--keep", type=pathlib.Path, help="leave the captures in this directory")
-    options = parser.parse_args()
-    install_here({"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "zstd": "zstd", "setpriv": "util-linux"})
+    return parser
+
+
+def run_cases(options, prefix, make_rig, cases, failures, **tools):
+    """Runs the cases that were asked for on what make_rig makes of a directory; exits 1 when one fails.
+
+    failures: the exceptions after which a case is tried again.
+    """
+    install_here({"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "zstd": "zstd", **tools})
     for program in (CAPTURE, ANALYZE):
         if not program.exists():
             sys.exit(f"{program} is not there; cargo build --release makes it")
     wanted = [name for name in options.case.split(",") if name]
-    where = options.keep or pathlib.Path(tempfile.mkdtemp(prefix="scxpm-capture-"))
+    where = options.keep or pathlib.Path(tempfile.mkdtemp(prefix=prefix))
     where.mkdir(parents=True, exist_ok=True)
     bad = 0
     try:
-        rig = Rig(options.cache, where)
-        for name, case in cases(options.all or bool(wanted)):
+        rig = make_rig(where)
+        for name, case in cases:
             if wanted and not any(name.startswith(w) for w in wanted):
                 continue
             for attempt in range(1, options.attempts + 1):
@@ -707,7 +714,7 @@ def main():
                     text = case(rig)
                     print(f"ok      {name} ({time.time() - start:.0f} s): {text}", flush=True)
                     break
-                except (Failed, PackageError, subprocess.TimeoutExpired, LookupError) as error:
+                except failures as error:
                     print(f"FAILED  {name}, attempt {attempt}: {error!r}", flush=True)
             else:
                 bad += 1
@@ -716,6 +723,15 @@ def main():
             shutil.rmtree(where, ignore_errors=True)
     if bad:
         sys.exit(f"{bad} cases failed")
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--all", action="store_true", help="every case")
+    options = parser.parse_args()
+    everything = options.all or bool(options.case)
+    run_cases(options, "scxpm-capture-", lambda where: Rig(options.cache, where), cases(everything),
+              (Failed, PackageError, subprocess.TimeoutExpired, LookupError), setpriv="util-linux")
 
 
 if __name__ == "__main__":

@@ -12,23 +12,22 @@ The outer guest runs a Debian kernel with kvm-amd and busybox. What it is to do 
 and what comes of it, captures included, is a tar archive on a virtual disk.
 """
 
-import argparse
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import capture as single  # noqa: E402
-from capture import ANALYZE, CAPTURE, FAILED, INCOMPLETE, Failed, Rig, check, manifest, names_the_stall, report, whole  # noqa: E402
+from capture import (  # noqa: E402
+    CAPTURE, FAILED, INCOMPLETE, Failed, Rig, arguments, check, manifest, names_the_stall, report, run_cases, whole,
+)
 from initramfs import LIBRARIES, MACHINE_LIBRARIES, SCHEDULER_LIBRARIES, TOOLS, cpio, needed  # noqa: E402
-from packages import PackageError, install_here  # noqa: E402
+from packages import PackageError  # noqa: E402
 
 # The outer guest: its kernel has its modules in the same package.
 OUTER = "6.18"
@@ -282,42 +281,12 @@ def cases(options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", default="", help="these alone, separated by commas: a name or its beginning")
+    parser = arguments(__doc__)
     parser.add_argument("--exits", type=int, default=5, help="error exits that are counted")
     parser.add_argument("--here", action="store_true", help="this machine's own KVM instead of a guest's")
-    parser.add_argument("--attempts", type=int, default=3, help="for each case: the emulator spoils a boot now and then")
-    parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path.home() / ".cache/scx-postmortem")
-    parser.add_argument("--keep", type=pathlib.Path, help="leave the captures in this directory")
     options = parser.parse_args()
-    install_here({"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "zstd": "zstd", "strip": "binutils"})
-    for program in (CAPTURE, ANALYZE):
-        if not program.exists():
-            sys.exit(f"{program} is not there; cargo build --release makes it")
-    wanted = [name for name in options.case.split(",") if name]
-    where = options.keep or pathlib.Path(tempfile.mkdtemp(prefix="scxpm-nested-"))
-    where.mkdir(parents=True, exist_ok=True)
-    bad = 0
-    try:
-        outer = Outer(Rig(options.cache, where), where)
-        for name, case in cases(options):
-            if wanted and not any(name.startswith(w) for w in wanted):
-                continue
-            for attempt in range(1, options.attempts + 1):
-                start = time.time()
-                try:
-                    text = case(outer)
-                    print(f"ok      {name} ({time.time() - start:.0f} s): {text}", flush=True)
-                    break
-                except (Failed, PackageError, LookupError, OSError, tarfile.TarError) as error:
-                    print(f"FAILED  {name}, attempt {attempt}: {error!r}", flush=True)
-            else:
-                bad += 1
-    finally:
-        if not options.keep:
-            shutil.rmtree(where, ignore_errors=True)
-    if bad:
-        sys.exit(f"{bad} cases failed")
+    run_cases(options, "scxpm-nested-", lambda where: Outer(Rig(options.cache, where), where), cases(options),
+              (Failed, PackageError, LookupError, OSError, tarfile.TarError), strip="binutils")
 
 
 if __name__ == "__main__":
