@@ -390,13 +390,16 @@ impl<'k> Object<'k> {
         Ok(self.kernel.btf.enumerator_name(self.ty, value))
     }
 
-    /// An array of integers, at most `max` of them, in one read.
+    /// An array of integers, or of arrays of them, in the order of memory, at most `max` of them,
+    /// in one read.
     ///
     /// # Errors
     /// When it is no array of integers or cannot be read.
     pub fn u64s(&self, max: u32) -> Result<Vec<u64>> {
         let btf = &self.kernel.btf;
-        let array_info = btf.array(self.ty).ok_or_else(|| self.wrong("an array"))?;
+        let array_info = btf
+            .flat_array(self.ty)
+            .ok_or_else(|| self.wrong("an array"))?;
         let info = btf
             .integer(array_info.element)
             .ok_or_else(|| self.wrong("integers"))?;

@@ -29,13 +29,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
-from packages import KERNELS, PackageError  # noqa: E402
+from packages import KERNELS, OF_SID, PackageError  # noqa: E402
 from suite import STARVED, Failed, check  # noqa: E402
 
 PAGE = ROOT / "docs/kernels.md"
 BEGIN, END = "<!-- written by tests/guest/matrix.py -->", "<!-- end of what matrix.py writes -->"
-# Debian's 6.12 has no sched_ext.
-MATRIX = tuple(short for short in KERNELS if short != "6.12")
+# Debian's 6.12 has no sched_ext; 7.2 is there once.
+MATRIX = tuple(short for short in KERNELS if short not in ("6.12", *OF_SID))
 # No scheduler that creates a queue loads on Debian's 7.1 builds.
 DEMOS = {"7.1": {"stall": "lost", "error": "fault"}}
 # guest: (demo, more arguments of run.py); the first two on every kernel, the others on two.

@@ -16,6 +16,7 @@ import subprocess
 import time
 
 SUITES = ("trixie", "trixie-updates", "trixie-backports")
+SID = ("sid",)
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # short name: (release, version of the package, how the image's package is named)
@@ -31,7 +32,10 @@ KERNELS = {
     "7.1": ("7.1.13+deb13", "7.1.13-1~bpo13+1", "linux-binary"),
     "7.2": ("7.2.6+deb13", "7.2.6-1~bpo13+1", "linux-binary-unsigned"),
     "7.3": ("7.3.4+deb13", "7.3.4-1~bpo13+1", "linux-binary-unsigned"),
+    # Another layout of 7.2, with a debug package. Of sid, where nothing stays for long.
+    "7.2.13": ("7.2.13+deb14", "7.2.13-1", "linux-binary-unsigned"),
 }
+OF_SID = ("7.2.13",)
 FLAVOUR = "cloud-amd64"
 
 # What runs in the guest. The libraries are bpftool's; any version of the suite will do.
@@ -89,10 +93,10 @@ def machine_mirror():
 
 
 class Archive:
-    """Package versions of SUITES, and unpacked packages below `cache`."""
+    """Package versions of some suites, and unpacked packages below `cache`."""
 
-    def __init__(self, cache):
-        self.cache = pathlib.Path(cache).absolute()
+    def __init__(self, cache, suites=SUITES):
+        self.cache, self.suites = pathlib.Path(cache).absolute(), suites
         self.apt_dir = self.cache / "apt"
         self.ready = False
 
@@ -108,7 +112,7 @@ class Archive:
         (apt / "status").touch()
         mirror = machine_mirror()
         (apt / "etc/sources.list").write_text(
-            "".join(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in SUITES)
+            "".join(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in self.suites)
         )
         (apt / "apt.conf").write_text(
             f'Dir::Etc "{apt}/etc";\n'
@@ -122,6 +126,8 @@ class Archive:
             'APT::Sandbox::User "";\n'
             'Acquire::Languages "none";\n'
             'Acquire::Retries "3";\n'
+            # The Release file of a mirror of sid may be out of date.
+            + ('Acquire::Check-Valid-Until "false";\n' if self.suites == SID else "")
         )
         # The lists of a day are good enough, and most runs then need no network.
         stamp = apt / "updated"
@@ -166,7 +172,7 @@ class Archive:
         if not there:
             others = ", ".join(self.similar(package)) or "none"
             raise PackageError(
-                f"{package} is in none of {', '.join(SUITES)}; of the same series there are: {others} "
+                f"{package} is in none of {', '.join(self.suites)}; of the same series there are: {others} "
                 "(--kernel-version chooses another)"
             )
         if version is None:
@@ -198,16 +204,21 @@ class Archive:
     def directory(self, package, version):
         return self.cache / "unpacked" / f"{package}_{version.replace(':', '%')}"
 
+    def of_sid(self):
+        """The same for packages of sid: with lists of its own, since its names and versions are others."""
+        return Archive(self.cache / "suite-sid", SID)
+
     def kernel(self, short, release=None):
-        """{release, package, version, image, module(name)} of one guest kernel."""
+        """{release, package, version, image, root, archive} of one guest kernel."""
         if short not in KERNELS:
             raise PackageError(f"kernel {short} is not one of {', '.join(KERNELS)}")
+        archive = self.of_sid() if short in OF_SID else self
         pinned, version, prefix = KERNELS[short]
         if release and release != pinned:
             pinned, version = release, None
         release = f"{pinned}-{FLAVOUR}"
         package = f"{prefix}-{release}"
-        root, version = self.unpack(package, version)
+        root, version = archive.unpack(package, version)
         images = list(root.rglob("vmlinuz*"))
         if not images:
             raise PackageError(f"{package} {version} holds no vmlinuz")
@@ -217,13 +228,14 @@ class Archive:
             "version": version,
             "image": images[0],
             "root": root,
+            "archive": archive,
         }
 
     def config(self, kernel):
         """The kernel's configuration, which libbpf reads. From 7.2 on it is in linux-base."""
         found = list(kernel["root"].rglob("config-*")) or list(kernel["root"].rglob("modules/*/config"))
         if not found:
-            root, _ = self.unpack(f"linux-base-{kernel['release']}", kernel["version"])
+            root, _ = kernel["archive"].unpack(f"linux-base-{kernel['release']}", kernel["version"])
             found = list(root.rglob("modules/*/config")) or list(root.rglob("config-*"))
         if not found:
             raise PackageError(f"no configuration for {kernel['release']}")
@@ -234,7 +246,7 @@ class Archive:
         roots = [kernel["root"]]
         found = list(roots[0].rglob(f"{name}.ko*"))
         if not found:
-            root, _ = self.unpack(f"linux-modules-{kernel['release']}", kernel["version"])
+            root, _ = kernel["archive"].unpack(f"linux-modules-{kernel['release']}", kernel["version"])
             found = list(root.rglob(f"{name}.ko*"))
         if not found:
             raise PackageError(f"no module {name} for {kernel['release']}")

@@ -19,7 +19,7 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
-from tools import Failure, NewSuite, run  # noqa: E402
+from tools import Failure, Programs, run  # noqa: E402
 
 LEVEL = "1"
 
@@ -68,7 +68,7 @@ def main():
     print("| core | whole | excluded | of it | makedumpfile -d 31 -z | free | user | cache | makedumpfile: free, user, cache |")
     print("|---|---|---|---|---|---|---|---|---|")
     try:
-        command = NewSuite(args.cache / "suite-sid", "sid").command("makedumpfile", "makedumpfile")
+        command = Programs(args.cache).command("makedumpfile", "makedumpfile")
         for file in args.files:
             with tempfile.TemporaryDirectory() as work:
                 work = pathlib.Path(work)

@@ -29,9 +29,11 @@ import packages  # noqa: E402
 # Kernels whose DWARF is in the archive, by release: the package and its version.
 DWARF = {
     "7.3.4+deb13-cloud-amd64": ("linux-image-7.3.4+deb13-cloud-amd64-dbg", "7.3.4-1~bpo13+1"),
+    "7.2.13+deb14-cloud-amd64": ("linux-image-7.2.13+deb14-cloud-amd64-dbg", "7.2.13-1"),
     "7.2.6+deb13-cloud-amd64": ("linux-image-7.2.6+deb13-cloud-amd64-dbg", "7.2.6-1~bpo13+1"),
     "6.12.107+deb13-cloud-amd64": ("linux-image-6.12.107+deb13-cloud-amd64-dbg", "6.12.107-1"),
 }
+DWARF_OF_SID = ("7.2.13+deb14-cloud-amd64",)
 DRGN = "drgn==0.3.0"
 
 
@@ -59,23 +61,12 @@ def run(command, seconds=300, check=True, **options):
     return done
 
 
-class NewSuite(packages.Archive):
-    """Packages of one suite, its mirror's Release file may be out of date."""
+class Programs(packages.Archive):
+    """Programs of packages of sid that run from where they are unpacked."""
 
-    def __init__(self, cache, suite):
-        super().__init__(cache)
-        self.suite = suite
-
-    def prepare(self):
-        if not self.ready:
-            parts = self.apt_dir / "etc/apt.conf.d"
-            parts.mkdir(parents=True, exist_ok=True)
-            (parts / "10expired").write_text('Acquire::Check-Valid-Until "false";\n')
-            packages.SUITES, old = (self.suite,), packages.SUITES
-            try:
-                super().prepare()
-            finally:
-                packages.SUITES = old
+    def __init__(self, cache):
+        of_sid = packages.Archive(cache).of_sid()
+        super().__init__(of_sid.cache, of_sid.suites)
 
     def bundle(self, package):
         """Directories of a package and of the libraries that it needs."""
@@ -135,7 +126,7 @@ class Tools:
         self.core = args.file
         self.is_capture = False
         self.report = json.loads(args.report.read_text()) if args.report else None
-        self.sid = NewSuite(args.cache / "suite-sid", "sid")
+        self.sid = Programs(args.cache)
 
     def release(self):
         with open(self.core, "rb") as file:
@@ -285,7 +276,9 @@ class Tools:
         release = self.release()
         if release not in DWARF:
             raise Skipped(f"no debug package of {release} in the archive")
-        root, _ = packages.Archive(self.args.cache).unpack(*DWARF[release])
+        archive = packages.Archive(self.args.cache)
+        archive = archive.of_sid() if release in DWARF_OF_SID else archive
+        root, _ = archive.unpack(*DWARF[release])
         return root / f"usr/lib/debug/boot/vmlinux-{release}"
 
     def drgn_dwarf(self):

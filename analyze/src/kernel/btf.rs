@@ -499,12 +499,17 @@ impl Btf {
             _ if depth > MAX_MODIFIERS => "a cycle of types".into(),
             Kind::Ptr => format!("{} *", self.describe_nested(ty.target(), depth + 1)),
             Kind::Array => match self.array(id) {
-                Some(array) => {
-                    format!(
-                        "{}[{}]",
-                        self.describe_nested(array.element, depth + 1),
-                        array.len
-                    )
+                Some(outer) => {
+                    // As C writes them: the outer length first.
+                    let (mut lengths, mut element) = (format!("[{}]", outer.len), outer.element);
+                    for _ in depth..MAX_MODIFIERS {
+                        let Some(inner) = self.array(element) else {
+                            break;
+                        };
+                        lengths.push_str(&format!("[{}]", inner.len));
+                        element = inner.element;
+                    }
+                    format!("{}{lengths}", self.describe_nested(element, depth + 1))
                 }
                 None => "an array".into(),
             },
@@ -630,6 +635,24 @@ impl Btf {
             element: TypeId(word(0)?),
             len: word(8)?,
         })
+    }
+
+    /// The innermost element and the number of them when `id` is an array, or an array of
+    /// arrays. Kernels up to 7.3.4 as Debian builds them flatten those in their BTF, 7.2.13 does
+    /// not: it depends on the program that wrote the BTF.
+    #[must_use]
+    pub fn flat_array(&self, id: TypeId) -> Option<ArrayInfo> {
+        let mut whole = self.array(id)?;
+        for _ in 0..MAX_MODIFIERS {
+            let Some(inner) = self.array(whole.element) else {
+                return Some(whole);
+            };
+            whole = ArrayInfo {
+                element: inner.element,
+                len: whole.len.checked_mul(inner.len)?,
+            };
+        }
+        None
     }
 
     /// Size and sign when `id` is an integer or enum.

@@ -812,3 +812,24 @@ fn the_same_programs_tell_the_same() {
     let (facts, _) = solve::decide(&types, first, &BTreeSet::new());
     assert!(facts.is_sorted_by_key(|(place, _)| *place));
 }
+
+/// The BTF of `unsigned long total[2][6]`, which some programs write as one array of 12.
+#[test]
+fn arrays_of_arrays_are_flattened_and_described_as_in_c() {
+    let mut blob = Blob::new();
+    let number = blob.int("unsigned long", 8);
+    let inner = blob.array(number, 6);
+    let outer = blob.array(inner, 2);
+    let deep = (0..80).fold(outer, |of, _| blob.array(of, 1));
+    let wide = (0..3).fold(number, |of, _| blob.array(of, u32::MAX));
+    let btf = blob.btf();
+    let flat = btf.flat_array(outer).unwrap();
+    assert_eq!((flat.element, flat.len), (number, 12));
+    let plain = btf.flat_array(inner).unwrap();
+    assert_eq!((plain.element, plain.len), (number, 6));
+    assert!(btf.flat_array(number).is_none());
+    assert_eq!(btf.describe(outer), "unsigned long[2][6]");
+    // Deeper than any type of C, and more elements than can be counted: no arrays to read from.
+    assert!(btf.flat_array(deep).is_none());
+    assert!(btf.flat_array(wide).is_none());
+}
