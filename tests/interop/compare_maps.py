@@ -314,7 +314,7 @@ class Comparison:
             self.tally.check("memory", where, mine, said)
         elif ours["map_type"] == 33 and said == 0:
             self.tally.allow("memory", where, mine, said, NO_COUNT,
-                             self.series < (7, 2) and mine == PAGE * (ours.get("entries") or 0))
+                             self.series < (7, 3) and mine == PAGE * (ours.get("entries") or 0))
         elif ours["map_type"] in (1, 5, 9, 10, 13) and said - mine == 32 * self.cpus:
             self.tally.allow("memory", where, mine, said, LOCKS, self.series < (7, 0))
         else:
