@@ -733,6 +733,14 @@ struct Known {
 
 /// The answer in a few sentences. Nothing is said that was not read.
 fn headline(own: &PostmortemReport, known: &Known) -> Vec<String> {
+    let failed = diagnose::kernel_panic::sentence(own);
+    let mut lines: Vec<String> = failed.map(|(_, what)| what).into_iter().collect();
+    lines.extend(of_scheduler(own, known));
+    lines
+}
+
+/// The scheduler's part of it.
+fn of_scheduler(own: &PostmortemReport, known: &Known) -> Vec<String> {
     if !known.sched_ext {
         return vec![NO_SCHED_EXT.to_owned()];
     }

@@ -42,7 +42,7 @@ pub const DEMOS: [Object; 6] = [
 ];
 
 /// Schedulers with one fault each, and one without, for the findings.
-pub const FAILING: [Object; 10] = [
+pub const FAILING: [Object; 13] = [
     Object {
         name: "affinity",
         elf: include_bytes!("../objects/affinity.bpf.o"),
@@ -68,12 +68,24 @@ pub const FAILING: [Object; 10] = [
         elf: include_bytes!("../objects/lock.bpf.o"),
     },
     Object {
+        name: "preempt",
+        elf: include_bytes!("../objects/preempt.bpf.o"),
+    },
+    Object {
         name: "ring",
         elf: include_bytes!("../objects/ring.bpf.o"),
     },
     Object {
+        name: "slice",
+        elf: include_bytes!("../objects/slice.bpf.o"),
+    },
+    Object {
         name: "slow",
         elf: include_bytes!("../objects/slow.bpf.o"),
+    },
+    Object {
+        name: "stopped",
+        elf: include_bytes!("../objects/stopped.bpf.o"),
     },
     Object {
         name: "stranded",

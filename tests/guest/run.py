@@ -66,8 +66,11 @@ FAILING = {
     "hog": ("now",),
     "idle": ("now",),
     "lock": ("dump",),
+    "preempt": ("now",),
     "ring": ("dump",),
+    "slice": ("now",),
     "slow": ("now",),
+    "stopped": ("dump",),
     "stranded": ("now",),
     "stuck": ("now",),
 }

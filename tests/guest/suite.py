@@ -58,8 +58,11 @@ FIRST_FINDING = {
     "hog": "real-time-hog",
     "idle": "idle-cpu-with-waiting-work",
     "lock": "lock-holder-off-cpu",
+    "preempt": "preemption-off",
     "ring": "ringbuf-full",
+    "slice": "cpu-hog",
     "slow": "slow-program",
+    "stopped": "queue-stopped",
     "stranded": "stranded-on-local-queue",
     "stuck": "cpu-stuck",
 }

@@ -354,7 +354,7 @@ class Comparison:
     def task_info(self, where, mine, task):
         section = "tasks"
         names = (
-            "pid", "tgid", "comm", "cpu", "state", "on_rq", "sum_exec_ns", "cpus_allowed", "nr_cpus_allowed",
+            "pid", "tgid", "comm", "cpu", "state", "on_rq", "sum_exec_ns", "start_time_ns", "cpus_allowed", "nr_cpus_allowed",
             "migration_disabled", "cgroup",
         )
         self.fields(section, where, mine, {name: task[name] for name in names})

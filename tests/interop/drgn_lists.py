@@ -733,6 +733,7 @@ class Reader:
             state=task_state_to_char(task),
             on_rq=value(task, "on_rq"),
             sum_exec_ns=value(task, "se.sum_exec_runtime"),
+            start_time_ns=value(task, "start_time"),
             on_cpu=value(task, "on_cpu"),
             cpus_allowed=cpumask_to_cpulist(task.cpus_ptr[0]),
             nr_cpus_allowed=task.nr_cpus_allowed.value_(),

@@ -65,8 +65,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                 claim.symbol,
             )
             .rests_on(
-                format_args!("cpus/{}/curr/pid", claim.cpu_at),
-                claim.task.pid,
+                format_args!("cpus/{}/curr/kva", claim.cpu_at),
+                claim.task.kva,
             );
         if let Some((frame, _, source)) = claim.program {
             draft = draft.rests_on(format_args!("tasks/{at}/stack/{frame}/source"), source);
@@ -97,10 +97,11 @@ fn claim<'a>(case: &Case<'a>) -> Option<Claim<'a>> {
             let function = symbol.split('+').next().unwrap_or_default();
             CLAIMS.contains(&function).then_some((index, symbol))
         })?;
+        // By its address: all idle tasks have pid 0.
         let mut cpus = case.report.cpus.iter().enumerate();
         let (cpu_at, cpu) = cpus.find(|(_, cpu)| {
             let curr = cpu.curr.as_ref();
-            curr.is_some_and(|curr| curr.pid == task.pid)
+            curr.is_some_and(|curr| curr.kva == task.kva)
         })?;
         let program = frames().skip(frame).find_map(|(index, frame)| {
             let name = super::program_name(frame.symbol.as_deref()?);

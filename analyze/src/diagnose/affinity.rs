@@ -8,16 +8,16 @@ use scx_postmortem_format::report::{CpuInfo, DsqInfo, StarvedTask};
 use super::{Case, Confidence, Draft, cpu_hog, dsq_of, name, queue, realtime, waited};
 use crate::kernel::cpu_list;
 
-/// Tasks that are looked at for one that is next in its queue.
-const MOST: usize = 16;
+/// Starved tasks that are looked at, those that waited longest: each costs a walk over its queue.
+const MOST: usize = 64;
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let online = case.online();
-    let found = case.starved();
+    let found = case.starved().take(MOST);
     let found = found.filter_map(|(index, task)| passed(case, online, index, task));
     // The first of those that it is surest of.
     let mut best: Option<Draft> = None;
-    for draft in found.take(MOST) {
+    for draft in found {
         let sure = draft.confidence == Confidence::Likely;
         if best.is_none() || sure {
             best = Some(draft);

@@ -1,7 +1,10 @@
 //! Arenas in which every page is taken.
 //!
 //! `bpf_arena_alloc_pages()` fails then. That alone is no failure, since a scheduler may fill its
-//! arena on purpose; but where those that starve are the ones without a context, it is why.
+//! arena on purpose; but where those that starve are the ones without a context, which
+//! `ops.init_task()` makes for each, it is why.
+
+use std::collections::HashSet;
 
 use scx_postmortem_format::report::MapInfo;
 
@@ -12,6 +15,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         return Vec::new();
     };
     let names: Vec<String> = case.starved().map(|(_, task)| name(task)).collect();
+    let starved: HashSet<u64> = case.starved().map(|(_, task)| task.kva.0).collect();
     let arenas = case.report.arenas.iter().enumerate();
     arenas
         .filter_map(|(at, arena)| {
@@ -20,7 +24,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             if arena.pages != Some(u64::from(limit)) || arena.error.is_some() {
                 return None;
             }
-            let without = case.report.maps.iter().enumerate().find(|(_, map)| leaves_out(case, map));
+            let without = case.report.maps.iter().enumerate().find(|(_, map)| leaves_out(case, map, &starved));
             let (confidence, why) = without.map_or_else(
                 || (Confidence::Possible, String::new()),
                 |(_, map)| {
@@ -34,13 +38,18 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                     };
                     // A storage of some tasks only says nothing of those that it lacks.
                     let rest = case.report.tasks.iter().filter(|task| {
-                        task.class.as_deref() == Some("ext")
-                            && case.starved().all(|(_, starved)| starved.kva != task.kva)
+                        task.class.as_deref() == Some("ext") && !starved.contains(&task.kva.0)
                     });
-                    let mut lacks = rest.filter(|task| !map.owners.iter().any(|o| o.kva == task.kva));
+                    let owners: HashSet<u64> = map.owners.iter().map(|owner| owner.kva.0).collect();
+                    let mut lacks = rest.filter(|task| !owners.contains(&task.kva.0));
+                    // Else a task may get its context when it first runs, and these never did.
+                    let made = |map| case.used_by_callback(map, &["init_task"]);
                     match lacks.next() {
-                        None => (Confidence::Certain, why),
-                        Some(_) => (Confidence::Possible, why),
+                        None if made(map) && made(used) => (Confidence::Certain, why),
+                        None if !case.starved().any(|(_, task)| case.never_consumed(task)) => {
+                            (Confidence::Likely, why)
+                        }
+                        _ => (Confidence::Possible, why),
                     }
                 },
             );
@@ -72,14 +81,15 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
 }
 
 /// A task storage of the scheduler that holds a value for other tasks, and for none that starves.
-fn leaves_out(case: &Case<'_>, map: &MapInfo) -> bool {
+fn leaves_out(case: &Case<'_>, map: &MapInfo, starved: &HashSet<u64>) -> bool {
     map.type_name.as_deref() == Some("task_storage")
         && case.used_by_scheduler(map.kva.0).is_some()
         && map.error.is_none()
         && map.entries.is_some_and(|entries| {
             usize::try_from(entries).is_ok_and(|entries| entries == map.owners.len() && entries > 0)
         })
-        && case
-            .starved()
-            .all(|(_, task)| map.owners.iter().all(|owner| owner.kva != task.kva))
+        && map
+            .owners
+            .iter()
+            .all(|owner| !starved.contains(&owner.kva.0))
 }

@@ -1,6 +1,6 @@
 //! A CPU that does nothing while work that it may do waits.
 
-use scx_postmortem_format::report::CpuInfo;
+use scx_postmortem_format::report::{CpuInfo, StarvedTask};
 
 use super::{Case, Confidence, Draft, dsq_of, name, waited};
 
@@ -21,6 +21,13 @@ pub(super) fn sleeps(cpu: &CpuInfo) -> Option<u64> {
     (cpu.idle == Some(true) && !woken && idle_ns >= LONG_NS).then_some(idle_ns)
 }
 
+/// A CPU that a starved task may use and that sleeps: its place in the list, and for how long.
+pub(super) fn asleep<'r>(case: &Case<'r>, task: &StarvedTask) -> Option<(usize, &'r CpuInfo, u64)> {
+    let cpus = case.may_use(task)?;
+    let mut cpus = cpus.into_iter();
+    cpus.find_map(|(at, cpu)| Some((at, cpu, sleeps(cpu)?)))
+}
+
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     for (index, task) in case.starved() {
         // What is on a local queue only that CPU can take; and where the BPF scheduler keeps it, or
@@ -29,12 +36,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         if !matches!(queue, Some("user" | "global")) || case.never_consumed(task) {
             continue;
         }
-        let Some(cpus) = case.may_use(task) else {
-            continue;
-        };
-        let mut idle = cpus.iter();
-        let idle = idle.find_map(|(at, cpu)| Some((at, cpu, sleeps(cpu)?)));
-        let Some((at, cpu, idle_ns)) = idle else {
+        let Some((at, cpu, idle_ns)) = asleep(case, task) else {
             continue;
         };
         let place = task.dsq_id.map_or_else(

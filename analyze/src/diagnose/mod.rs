@@ -12,7 +12,9 @@ mod bypass;
 mod cpu_hog;
 mod error_exit;
 mod idle_cpu;
+pub(crate) mod kernel_panic;
 mod lock_holder;
+mod other_scheduler;
 mod queue;
 mod realtime;
 mod ringbuf;
@@ -29,6 +31,8 @@ use scx_postmortem_format::report::{
     CpuInfo, DsqInfo, DsqName, FailureDumpMap, Finding, FindingEvidence, Hex, MapInfo,
     PostmortemReport, StarvedTask, TaskInfo,
 };
+
+use crate::source::TORN;
 
 /// How sure a rule is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,8 +111,10 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 17] = [
+const RULES: [(&str, Rule); 19] = [
+    ("kernel-panic", kernel_panic::find),
     ("error-exit", error_exit::find),
+    ("other-scheduler-failed", other_scheduler::find),
     ("cpu-stuck", stuck::find),
     ("arena-exhausted", arena_full::find),
     (QUEUE_NEVER, queue::never_consumed),
@@ -154,6 +160,11 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
         }
         drafts.extend(find(&case).into_iter().map(|draft| (rule, draft)));
     }
+    if torn(report) {
+        for (_, draft) in &mut drafts {
+            draft.confidence = draft.confidence.max(Confidence::Likely);
+        }
+    }
     consequences_last(&mut drafts);
     drafts.sort_by_key(|(_, draft)| (draft.confidence, draft.follows));
     let findings = drafts.into_iter().map(|(rule, draft)| Finding {
@@ -164,6 +175,11 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
         evidence: draft.evidence,
     });
     findings.collect()
+}
+
+/// Whether some of the guest ran on while its memory was copied: then nothing is proven by it.
+fn torn(report: &PostmortemReport) -> bool {
+    report.warnings.iter().any(|warning| warning == TORN)
 }
 
 /// A cause stands before what follows from it, however sure both are.
@@ -216,14 +232,12 @@ struct Case<'r> {
     tasks: HashMap<u64, usize>,
     /// The same of the queues.
     dsqs: HashMap<u64, usize>,
-    /// For each CPU, the task of a class above sched_ext there that has run longest.
-    above: HashMap<u32, usize>,
+    /// Of each CPU the tasks of classes above sched_ext.
+    above: HashMap<u32, realtime::Above>,
     /// The newest of all CPUs' clocks.
     newest_clock_ns: Option<u64>,
     /// The CPUs that `cpu-stuck` tells of, once somebody has asked.
     standing: OnceCell<HashSet<u32>>,
-    /// How many starved tasks are on each queue, by its address.
-    starving: HashMap<u64, usize>,
 }
 
 impl<'r> Case<'r> {
@@ -236,7 +250,6 @@ impl<'r> Case<'r> {
             above: HashMap::new(),
             standing: OnceCell::new(),
             newest_clock_ns: report.cpus.iter().filter_map(|cpu| cpu.clock_ns).max(),
-            starving: HashMap::new(),
         };
         for (at, task) in report.tasks.iter().enumerate() {
             case.tasks.entry(task.kva.0).or_insert(at);
@@ -244,10 +257,7 @@ impl<'r> Case<'r> {
         for (at, dsq) in report.dsqs.iter().enumerate() {
             case.dsqs.entry(dsq.dsq_kva.0).or_insert(at);
         }
-        for dsq in report.starved.iter().filter_map(|task| task.dsq_kva) {
-            *case.starving.entry(dsq.0).or_default() += 1;
-        }
-        case.above = realtime::longest(&case);
+        case.above = realtime::above(&case);
         case
     }
 
@@ -297,12 +307,10 @@ impl<'r> Case<'r> {
         Some(cpus.collect())
     }
 
-    /// Whether it seems that nothing was ever taken from the user queue that a task is in.
+    /// Whether nothing was ever taken from the user queue that a task is in.
     fn never_consumed(&self, starved: &StarvedTask) -> bool {
-        self.user_queue(starved).is_some_and(|(_, dsq)| {
-            let starving = self.starving.get(&dsq.dsq_kva.0);
-            queue::unserved(dsq, starving.copied().unwrap_or(0))
-        })
+        self.user_queue(starved)
+            .is_some_and(|(_, dsq)| dsq.nr > 0 && queue::left(dsq) == 0)
     }
 
     /// The map at that address, when it is one of the scheduler's.
@@ -314,6 +322,20 @@ impl<'r> Case<'r> {
             .iter()
             .any(|used| used.id == Some(map.id))
             .then_some(map)
+    }
+
+    /// Whether a program that implements one of these callbacks of the scheduler uses a map.
+    fn used_by_callback(&self, map: &MapInfo, callbacks: &[&str]) -> bool {
+        let active = self.report.active.iter();
+        let programs = active
+            .flat_map(|active| &active.callbacks)
+            .filter(|callback| callbacks.contains(&&*callback.member))
+            .map(|callback| callback.prog.id);
+        programs.into_iter().any(|id| {
+            let mut programs = self.report.programs.iter();
+            let program = programs.find(|program| program.id == id);
+            program.is_some_and(|program| program.maps.iter().any(|used| used.id == Some(map.id)))
+        })
     }
 
     /// Whether a class runs before sched_ext. A fair task counts where the scheduler has only the

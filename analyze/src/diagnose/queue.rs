@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use scx_postmortem_format::report::{DsqChange, DsqInfo, StarvedTask};
 
-use super::{Case, Confidence, Draft, cpu_hog, dsq_of, listed, name, realtime, waited};
+use super::{Case, Confidence, Draft, cpu_hog, dsq_of, idle_cpu, listed, name, realtime, waited};
 
 /// A user queue with starved tasks, first the one that waited longest.
 struct Waiting<'r> {
@@ -58,16 +58,23 @@ pub(super) fn unserved(dsq: &DsqInfo, starving: usize) -> bool {
     dsq.nr > 0 && (left(dsq) == 0 || (all && left(dsq) <= dsq.nr))
 }
 
-/// What went on in a queue since the early image of a dual capture.
+/// Two images that are closer together than this say nothing of what stood still.
+const APART_MS: u64 = 1000;
+
+/// What went on in a queue since the early image of a dual capture, where that is long enough ago.
 fn since<'r>(case: &Case<'r>, queue: &Waiting<'_>) -> Option<Since<'r>> {
     let diff = case.report.diff.as_deref()?;
     let mut changes = diff.dsqs.iter().enumerate();
     let (index, change) = changes
         .find(|(_, change)| change.dsq_kva == queue.dsq.dsq_kva && change.id == queue.dsq.id)?;
-    Some(Since {
+    // An eighth of the limit: they are half of it apart or more, unless the early one came late.
+    let limit = case.report.scheduler.as_ref()?.watchdog_timeout_ms;
+    let apart = limit.map_or(APART_MS, |limit| (limit / 8).max(APART_MS));
+    let elapsed_ms = diff.elapsed_ns? / 1_000_000;
+    (elapsed_ms >= apart).then_some(Since {
         index,
         change,
-        elapsed_ms: diff.elapsed_ns? / 1_000_000,
+        elapsed_ms,
     })
 }
 
@@ -137,7 +144,15 @@ pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
                         nr => format!("all {nr} tasks that were put there are"),
                     };
                     let words = format!("nothing was ever taken from {dsq}: {all} still in it; {who}");
-                    (Confidence::Certain, words)
+                    // One task alone may only wait for its turn.
+                    let limit = case.report.scheduler.as_ref().and_then(|s| s.watchdog_timeout_ms);
+                    let over = |limit| queue.tasks.iter().any(|(_, task)| task.runnable_age_ms >= limit);
+                    let sure = if nr > 1 || limit.is_none_or(over) {
+                        Confidence::Certain
+                    } else {
+                        Confidence::Likely
+                    };
+                    (sure, words)
                 }
                 // Then the two images tell more.
                 _ if between.as_ref().is_some_and(Since::untouched) => return None,
@@ -150,8 +165,14 @@ pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
                     let words = format!(
                         "nobody seems to take from {dsq}: {all}, and {left} of the {seq} insertions {have} left it (taken, or dequeued by the kernel); {who}"
                     );
-                    // Something has left while it was watched.
-                    let sure = between.as_ref().map_or(Confidence::Likely, |_| Confidence::Possible);
+                    // Something has left while it was watched; or a CPU sleeps that may only have
+                    // to be woken.
+                    let asleep = queue.tasks.iter().any(|(_, task)| idle_cpu::asleep(case, task).is_some());
+                    let sure = if between.is_some() || asleep {
+                        Confidence::Possible
+                    } else {
+                        Confidence::Likely
+                    };
                     (sure, words)
                 }
             };
@@ -172,8 +193,9 @@ pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
     let queues = waiting(case).into_iter();
     queues
         .filter(|queue| !unserved(queue.dsq, queue.tasks.len()))
-        // With an early image it is known whether it stopped.
-        .filter(|queue| since(case, queue).is_none())
+        // With an early image it may be known that it stopped; one that was served since may have
+        // stopped later.
+        .filter(|queue| !since(case, queue).is_some_and(|since| since.untouched()))
         // The first in the queue starves: nobody takes from it. Others may be behind it by order.
         .filter(|queue| {
             let mut tasks = queue.tasks.iter().map(|(_, task)| task);

@@ -7,14 +7,15 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use scx_postmortem_format::report::{CpuInfo, Hex, StarvedTask, TaskInfo};
+use scx_postmortem_format::report::{CpuInfo, StarvedTask, TaskInfo};
 
 use super::{Case, Confidence, Draft, listed, name, waited};
 
-/// Several such tasks can share a CPU: one that has run for this part of the wait is no passer-by.
-const GOOD_PART: u64 = 8;
-/// It is none either with this part of the time since boot, in which its own life is.
-const OF_UPTIME: u64 = 16;
+/// One that has run for this part of the wait, without a switch, is no passer-by.
+const AT_ONCE: u64 = 8;
+/// Nor are such tasks that had the CPU for this part of it in all; or for the former, when one of
+/// them waits for the CPU itself.
+const IN_ALL: u64 = 2;
 
 /// A CPU that a class above sched_ext has, and by which of its tasks.
 pub(super) struct Hog<'r> {
@@ -35,21 +36,42 @@ impl Hog<'_> {
     }
 }
 
-/// For each CPU, the task of a class above sched_ext there that has run longest: what runs at this
-/// instant may have just come.
-pub(super) fn longest(case: &Case<'_>) -> HashMap<u32, usize> {
-    let mut longest: HashMap<u32, (Option<u64>, Reverse<Hex>, usize)> = HashMap::new();
-    for (at, task) in case.report.tasks.iter().enumerate() {
-        let class = task.class.as_deref();
-        let above = class.is_some_and(|class| case.is_above(class));
-        if let Some(cpu) = task.cpu.filter(|_| above && task.on_rq == Some(1)) {
-            let this = (task.sum_exec_ns, Reverse(task.kva), at);
-            let most = longest.entry(cpu).or_insert(this);
-            *most = this.max(*most);
+/// Tasks of a CPU that are added up.
+const MOST: usize = 16;
+
+/// The tasks of classes above sched_ext that a CPU has, those that have run longest.
+#[derive(Default)]
+pub(super) struct Above {
+    /// Where they are in the list of tasks.
+    tasks: Vec<usize>,
+    /// The first of them that can run: what runs at this instant may have just come. Where that is
+    /// another one, this one waits for it.
+    runnable: Option<usize>,
+}
+
+/// These of each CPU.
+pub(super) fn above(case: &Case<'_>) -> HashMap<u32, Above> {
+    let mut above: HashMap<u32, Above> = HashMap::new();
+    let tasks = case.report.tasks.iter().enumerate();
+    let mut tasks: Vec<_> = tasks
+        .filter(|(_, task)| {
+            task.class
+                .as_deref()
+                .is_some_and(|class| case.is_above(class))
+        })
+        .collect();
+    tasks.sort_by_key(|(_, task)| (Reverse(task.sum_exec_ns), task.kva));
+    for (at, task) in tasks {
+        let Some(cpu) = task.cpu else { continue };
+        let on = above.entry(cpu).or_default();
+        if on.tasks.len() < MOST {
+            on.tasks.push(at);
+        }
+        if task.on_rq == Some(1) {
+            on.runnable.get_or_insert(at);
         }
     }
-    let longest = longest.into_iter();
-    longest.map(|(cpu, (.., at))| (cpu, at)).collect()
+    above
 }
 
 /// Who has the CPU, when it is a class above sched_ext, against a wait of that length.
@@ -63,20 +85,22 @@ pub(super) fn hog<'r>(
     if !case.is_above(curr.class.as_deref()?) {
         return None;
     }
-    let task_at = *case.above.get(&cpu.cpu)?;
+    let above = case.above.get(&cpu.cpu)?;
+    let task_at = above.runnable?;
     let task = case.report.tasks.get(task_at)?;
-    let part = wait_ns / GOOD_PART;
-    // What it has run for in all its life says little of one that began long ago. Nobody knows when
-    // it did; not before the guest did.
-    let mostly = |ns: u64| {
-        let life_ns = case.newest_clock_ns;
-        life_ns.is_some_and(|life| ns.saturating_mul(OF_UPTIME) >= life)
+    let at_once = running_ns(cpu).is_some_and(|ns| ns >= wait_ns / AT_ONCE);
+    // Several can share a CPU, some of which have ended since. What they ran for before the wait does
+    // not count.
+    let in_all = || {
+        let queue = curr.kva != task.kva;
+        let part = if queue { AT_ONCE } else { IN_ALL };
+        let tasks = above
+            .tasks
+            .iter()
+            .filter_map(|&at| case.report.tasks.get(at));
+        let ran = tasks.filter_map(|task| ran_within(case, task, wait_ns));
+        ran.fold(0, u64::saturating_add) >= wait_ns / part
     };
-    let at_once = (curr.kva == task.kva)
-        .then(|| running_ns(cpu))
-        .flatten()
-        .is_some_and(|ns| ns >= part);
-    let ran = task.sum_exec_ns.filter(|&ns| ns >= part);
     let servers = cpu.throttling.iter().flat_map(|t| &t.servers);
     let served = servers
         .filter(|server| server.class == "ext" && server.active == Some(true))
@@ -86,7 +110,7 @@ pub(super) fn hog<'r>(
         cpu,
         task_at,
         task,
-        long: ran.is_some_and(|ns| at_once || mostly(ns)),
+        long: at_once || in_all(),
         served,
     })
 }
@@ -95,6 +119,15 @@ pub(super) fn hog<'r>(
 pub(super) fn running_ns(cpu: &CpuInfo) -> Option<u64> {
     let running = cpu.curr.as_ref()?.running_ns?;
     Some(running.saturating_add(cpu.clock_behind_ns.unwrap_or(0)))
+}
+
+/// For how long, at least, a task ran in the last `wait_ns`: what it has run for in all, less what it
+/// may have run for before. A clock of a run queue goes as `CLOCK_MONOTONIC` does, give or take what
+/// passes before the kernel has that.
+pub(super) fn ran_within(case: &Case<'_>, task: &TaskInfo, wait_ns: u64) -> Option<u64> {
+    let life = case.newest_clock_ns?.checked_sub(task.start_time_ns?)?;
+    let before = life.saturating_sub(wait_ns);
+    Some(task.sum_exec_ns?.saturating_sub(before).min(wait_ns))
 }
 
 pub(super) const fn wait_ns(starved: &StarvedTask) -> u64 {

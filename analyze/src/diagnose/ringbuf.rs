@@ -6,6 +6,9 @@
 
 use super::{Case, Confidence, Draft, listed, name, waited};
 
+/// Callbacks that decide where a task goes: a record of theirs that is lost may be a task that is.
+const DECIDE: [&str; 3] = ["select_cpu", "enqueue", "dispatch"];
+
 /// Bytes of a record's header.
 const HEADER: u64 = 8;
 
@@ -34,7 +37,13 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             (Confidence::Possible, "nobody has ever read it".to_owned())
         } else {
             let read = ring.consumer_pos;
-            (Confidence::Likely, format!("its consumer stopped after {read} bytes"))
+            // Else it only tells of what happened, to whoever wants to see it.
+            let sure = if case.used_by_callback(used, &DECIDE) {
+                Confidence::Likely
+            } else {
+                Confidence::Possible
+            };
+            (sure, format!("its consumer stopped after {read} bytes"))
         };
         Some(
             Draft::new(

@@ -21,7 +21,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         let hog = realtime::hog(case, at, cpu, realtime::wait_ns(longest));
         let (confidence, why, path, value, advice) = if cpu.online == Some(false) {
             let advice = "ops.cpu_offline(): do not dispatch to a CPU that is gone";
-            (Confidence::Certain, "is offline".to_owned(), "online", "false".to_owned(), advice)
+            (Confidence::Certain, "is offline".to_owned(), format!("cpus/{at}/online"), "false".to_owned(), advice)
         } else if let Some(class) = class.filter(|class| case.is_above(class)) {
             let curr = cpu.curr.as_ref()?;
             let why = format!("runs {}[{}] ({class})", curr.comm, curr.pid);
@@ -31,13 +31,13 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                 Some(hog) if hog.explains() => Confidence::Likely,
                 _ => Confidence::Possible,
             };
-            (sure, why, "curr/class", class.to_owned(), advice)
+            (sure, why, format!("cpus/{at}/curr/class"), class.to_owned(), advice)
         } else if let Some(idle_ns) = idle_cpu::sleeps(cpu) {
             let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
             (
                 Confidence::Likely,
                 "is idle".to_owned(),
-                "idle_state/idle_ns",
+                format!("cpus/{at}/idle_state/idle_ns"),
                 idle_ns.to_string(),
                 advice,
             )
@@ -45,10 +45,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             // One that stands is another rule's.
             let held = cpu_hog::held(case, at, cpu, realtime::wait_ns(longest));
             let held = held.filter(|_| !stuck::stands(case, cpu))?;
-            let value = held.curr.running_ns?.to_string();
+            let (path, value) = held.evidence().into_iter().next()?;
             let advice = "give slices that end, or take the CPU away with SCX_KICK_PREEMPT after a task was put on its local queue";
             let why = format!("runs {}", cpu_hog::held_by(&held));
-            (Confidence::Likely, why, "curr/running_ns", value, advice)
+            let sure = if held.long() { Confidence::Likely } else { Confidence::Possible };
+            (sure, why, path, value.to_string(), advice)
         };
         let names: Vec<String> = tasks.iter().map(|(_, task)| name(task)).collect();
         let mut draft = Draft::new(
@@ -61,7 +62,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             ),
         )
         .advice(advice)
-        .rests_on(format_args!("cpus/{at}/{path}"), value);
+        .rests_on(path, value);
         if let Some(hog) = hog.filter(|_| cpu.online != Some(false))
             && let Some(ns) = hog.task.sum_exec_ns
         {

@@ -3,8 +3,8 @@
 use scx_postmortem_format::report::{
     ActiveInfo, ArenaInfo, Callback, CpuContext, CpuIdle, CpuThrottling, CpuTick, CurrTask,
     DlServer, DsqInfo, DumpCpu, DumpTask, ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex,
-    KernelDump, KernelInfo, LockInfo, MapRef, NamedId, NamedTask, ProgramInfo, ProgramStats,
-    QueuedTask, RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
+    KernelDump, KernelInfo, LockInfo, LogRecord, MapRef, NamedId, NamedTask, ProgramInfo,
+    ProgramStats, QueuedTask, RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
 };
 
 use super::*;
@@ -73,7 +73,7 @@ fn rules(report: &PostmortemReport) -> Vec<String> {
     findings(report, &[]).into_iter().map(|f| f.rule).collect()
 }
 
-/// A task of that class, which has run for 15 s of the 100 s since boot, runs on the CPU.
+/// A task of that class, which began 20 s ago and has run for 15 s of these, runs on the CPU.
 fn class(report: &mut PostmortemReport, cpu: usize, class: &str) {
     let Some(at) = report.cpus.get_mut(cpu) else {
         return;
@@ -89,6 +89,7 @@ fn class(report: &mut PostmortemReport, cpu: usize, class: &str) {
         on_rq: Some(1),
         class: Some(class.into()),
         sum_exec_ns: Some(15_000_000_000),
+        start_time_ns: Some(80_000_000_000),
         ..TaskInfo::default()
     });
 }
@@ -183,7 +184,7 @@ fn a_queue_that_only_the_kernel_took_from_is_not_served() {
         .collect();
     let what = "nobody seems to take from DSQ 0x42 (user): the only task in it starves, and 1 of the 2 insertions has left it (taken, or dequeued by the kernel); victim[7] waited up to 20.000s";
     assert_eq!(found, [("queue-never-consumed", "likely", what)]);
-    // An idle CPU is not why, then.
+    // A CPU sleeps that may only have to be woken.
     if let Some(cpu) = report.cpus.get_mut(1) {
         cpu.idle = Some(true);
         cpu.idle_state = Some(CpuIdle {
@@ -191,7 +192,10 @@ fn a_queue_that_only_the_kernel_took_from_is_not_served() {
             ..CpuIdle::default()
         });
     }
-    assert_eq!(rules(&report), ["queue-never-consumed"]);
+    assert_eq!(
+        rules(&report),
+        ["idle-cpu-with-waiting-work", "queue-never-consumed"]
+    );
     // As many have left as make it a queue that is served.
     let mut served = stalled("1");
     for (seq, rule) in [(5, "affinity"), (4, "queue-stopped")] {
@@ -389,16 +393,34 @@ fn a_task_with_an_infinite_slice_is_to_blame_and_not_the_queue() {
         .iter()
         .map(|f| (&*f.rule, &*f.confidence, &*f.what))
         .collect();
-    let what = "all CPUs that victim[7] may use have each run one task for half of the wait or longer: busy[101] (ext) for 15.000s without a switch on CPU 1, with an infinite slice; waited up to 20.000s";
+    let what = "one task each keeps all CPUs that victim[7] may use: busy[101] (ext) for 15.000s without a switch on CPU 1, with an infinite slice; waited up to 20.000s";
     assert_eq!(found, [("cpu-hog", "likely", what)]);
-    // What is behind the newest clock counts as well, and less than half of the wait does not.
+    // What is behind the newest clock counts as well. Of one that came later it is not known for how
+    // long it has had the CPU before, but that nothing takes it away.
     let mut late = stalled("1");
     holding(&mut late, 9_000_000_000, u64::MAX);
-    assert_eq!(told(&late), ["affinity likely", "queue-stopped possible"]);
+    let unknown = [
+        "cpu-hog possible",
+        "affinity possible",
+        "queue-stopped possible",
+    ];
+    assert_eq!(told(&late), unknown);
     if let Some(cpu) = late.cpus.get_mut(1) {
         cpu.clock_behind_ns = Some(1_000_000_000);
     }
     assert_eq!(told(&late), ["cpu-hog likely"]);
+    // A higher class comes in between now and then. It began 15 s before the newest clock, 100 s, and
+    // has run for all but 2 s of that; or 40 s before, and may have run before the wait of 20 s.
+    for (start, ran, sure) in [(85, 13, true), (60, 35, true), (60, 29, false)] {
+        let mut cut = stalled("1");
+        holding(&mut cut, 300_000_000, u64::MAX);
+        if let Some(task) = cut.tasks.last_mut() {
+            task.start_time_ns = Some(start * 1_000_000_000);
+            task.sum_exec_ns = Some(ran * 1_000_000_000);
+        }
+        let found: &[_] = if sure { &["cpu-hog likely"] } else { &unknown };
+        assert_eq!(told(&cut), found, "{start} {ran}");
+    }
     // It was let on each time its slice had ended: because nothing else was there for it?
     let mut short = stalled("1");
     holding(&mut short, 15_000_000_000, 20_000_000);
@@ -415,6 +437,9 @@ fn a_task_with_an_infinite_slice_is_to_blame_and_not_the_queue() {
     holding(&mut free, 15_000_000_000, u64::MAX);
     if let Some(curr) = free.cpus.first_mut().and_then(|cpu| cpu.curr.as_mut()) {
         curr.running_ns = Some(4_000_000);
+    }
+    if let Some(task) = free.tasks.iter_mut().find(|task| task.kva == Hex(0xc000)) {
+        task.slice_ns = Some(16_000_000);
     }
     assert_eq!(told(&free), ["queue-stopped possible"]);
     // The queue is one that nobody takes from, and nobody could.
@@ -680,7 +705,7 @@ fn after_the_ejection_the_kernels_dump_tells_who_waited() {
     assert_eq!(found.len(), 1);
 }
 
-/// The scheduler uses map 5, at 0x5000.
+/// The scheduler uses map 5, at 0x5000, in `ops.enqueue()`.
 fn with_map(mut report: PostmortemReport, map: MapInfo) -> PostmortemReport {
     report.maps.push(MapInfo {
         id: 5,
@@ -693,7 +718,23 @@ fn with_map(mut report: PostmortemReport, map: MapInfo) -> PostmortemReport {
             id: Some(5),
             ..MapRef::default()
         }],
+        callbacks: vec![Callback {
+            member: "enqueue".into(),
+            prog: NamedId {
+                id: 9,
+                ..NamedId::default()
+            },
+            ..Callback::default()
+        }],
         ..ActiveInfo::default()
+    });
+    report.programs.push(ProgramInfo {
+        id: 9,
+        maps: vec![MapRef {
+            id: Some(5),
+            ..MapRef::default()
+        }],
+        ..ProgramInfo::default()
     });
     report
 }
@@ -734,6 +775,12 @@ fn a_ring_buffer_is_full_when_the_next_record_does_not_fit() {
     // One that nobody was ever meant to read says less.
     let unread = Some(("ringbuf-full".to_owned(), "possible".to_owned()));
     assert_eq!(first(&report, &shared(0, 4080)), unread);
+    // Nor does one that only tells of what happened.
+    let mut told = report.clone();
+    if let Some(active) = &mut told.active {
+        active.callbacks.clear();
+    }
+    assert_eq!(first(&told, &shared(800, 4080)), unread);
     // A real-time task has the CPUs: its reader is likely to be one of those that wait.
     let mut hogged = report.clone();
     class(&mut hogged, 0, "rt");
@@ -790,6 +837,29 @@ fn a_full_arena_is_why_when_those_without_a_context_starve() {
     });
     if let Some(active) = &mut report.active {
         active.maps.push(MapRef {
+            id: Some(6),
+            ..MapRef::default()
+        });
+    }
+    // It may be made when a task first runs, which these never did; and then their queue is why.
+    assert_eq!(first(&report, &[]), found("likely"));
+    let mut parked = report.clone();
+    if let Some(dsq) = parked.dsqs.first_mut() {
+        dsq.seq = dsq.nr;
+    }
+    let unserved = ("queue-never-consumed".to_owned(), "certain".to_owned());
+    assert_eq!(first(&parked, &[]), Some(unserved));
+    // Here ops.init_task() makes it, out of the arena.
+    if let Some(callback) = report
+        .active
+        .iter_mut()
+        .flat_map(|a| &mut a.callbacks)
+        .next()
+    {
+        callback.member = "init_task".into();
+    }
+    if let Some(program) = report.programs.first_mut() {
+        program.maps.push(MapRef {
             id: Some(6),
             ..MapRef::default()
         });
@@ -1158,4 +1228,99 @@ fn the_owner_of_a_lock_counts_while_it_is_kept_from_running() {
         lock.waiters = vec![named(7, 0x7000)];
     }
     assert_eq!(rules(&report), ["queue-stopped"]);
+}
+
+#[test]
+fn another_scheduler_that_failed_is_told() {
+    let scheduler = |kva, kind, parent: Option<u64>| SchedulerInfo {
+        ops_name: Some(format!("s{kva}")),
+        sched_kva: Some(Hex(kva)),
+        exit_kind: Some(kind),
+        exit_kind_name: Some("SCX_EXIT_ERROR_STALL".into()),
+        parent_kva: parent.map(Hex),
+        ..SchedulerInfo::default()
+    };
+    let root = scheduler(1, 0, None);
+    let mut report = PostmortemReport {
+        scheduler: Some(root.clone()),
+        schedulers: vec![root, scheduler(2, 64, None), scheduler(3, 1026, None)],
+        ..PostmortemReport::new("test")
+    };
+    let told = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter();
+        found.map(|f| (f.confidence, f.what)).collect::<Vec<_>>()
+    };
+    let gone = "the scheduler s3, which is not attached any more, at 0x3 was thrown out: SCX_EXIT_ERROR_STALL (1026)";
+    assert_eq!(told(&report), [("possible".into(), gone.into())]);
+    // The kernel throws out a sub-scheduler alone.
+    report.schedulers.truncate(1);
+    report.schedulers.push(scheduler(4, 1026, Some(1)));
+    let sub = "the sub-scheduler s4 at 0x4 was thrown out: SCX_EXIT_ERROR_STALL (1026)";
+    assert_eq!(told(&report), [("certain".into(), sub.into())]);
+}
+
+#[test]
+fn nothing_is_certain_that_was_read_while_the_guest_ran() {
+    let mut report = stalled("0-1");
+    if let Some(dsq) = report.dsqs.first_mut() {
+        dsq.seq = dsq.nr;
+    }
+    let sure = |report: &PostmortemReport| first(report, &[]).map(|(_, sure)| sure);
+    assert_eq!(sure(&report).as_deref(), Some("certain"));
+    report.warnings.push(TORN.to_owned());
+    assert_eq!(sure(&report).as_deref(), Some("likely"));
+}
+
+/// It runs every now and then, and was seen by chance.
+#[test]
+fn a_real_time_task_that_runs_a_tenth_of_the_time_is_no_reason() {
+    for (ran_s, sure) in [(2, "possible"), (11, "likely")] {
+        let mut report = stalled("1");
+        class(&mut report, 1, "rt");
+        if let Some(task) = report.tasks.last_mut() {
+            task.sum_exec_ns = Some(ran_s * 1_000_000_000);
+        }
+        let found = findings(&report, &[]);
+        let hog = found.iter().find(|f| f.rule == "real-time-hog");
+        assert_eq!(hog.map(|f| &*f.confidence), Some(sure), "{ran_s}");
+    }
+}
+
+#[test]
+fn a_kernel_that_failed_comes_first() {
+    let record = |level, text: &str| LogRecord {
+        level,
+        caller: "T101".into(),
+        comm: Some("busybox".into()),
+        text: text.into(),
+        ..LogRecord::default()
+    };
+    let mut report = stalled("0-1");
+    // What a program writes there, or the kernel in passing, is no failure.
+    report.kernel_log.push(LogRecord {
+        facility: 1,
+        ..record(0, "Kernel panic - not syncing: said a program")
+    });
+    report.kernel_log.push(record(6, "Oops: not at all"));
+    assert_eq!(rules(&report), ["queue-stopped"]);
+    if let Some(curr) = report.cpus.get_mut(1).and_then(|cpu| cpu.curr.as_mut()) {
+        curr.pid = 101;
+    }
+    let told = |report: &PostmortemReport| {
+        let found = findings(report, &[]).into_iter().next();
+        found.map(|f| (f.rule, f.confidence, f.what))
+    };
+    let found = |what: &str| Some(("kernel-panic".into(), "certain".into(), what.to_owned()));
+    report.kernel_log.push(record(
+        1,
+        "BUG: unable to handle page fault for address: 42",
+    ));
+    let oops = "the guest's kernel had an oops: BUG: unable to handle page fault for address: 42 (busybox[101] on CPU 1)";
+    assert_eq!(told(&report), found(oops));
+    report.kernel_log.push(record(
+        0,
+        "Kernel panic - not syncing: sysrq triggered crash",
+    ));
+    let panic = "the guest's kernel panicked: sysrq triggered crash (busybox[101] on CPU 1)";
+    assert_eq!(told(&report), found(panic));
 }

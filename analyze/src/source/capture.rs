@@ -15,7 +15,7 @@ use crate::bytes::{to_u64, to_usize};
 use crate::error::{Error, OpenError};
 
 /// What to know about the memory of a capture that was given up.
-const TORN: &str = "the capture was given up before all of the guest stood still: memory is as it was at that moment and may be torn, so that what is read from it may not fit together";
+pub const TORN: &str = "the capture was given up before all of the guest stood still: memory is as it was at that moment and may be torn, so that what is read from it may not fit together";
 /// A note of one vCPU, or VMCOREINFO, longer than this is not looked at.
 const NOTE_LIMIT: u64 = 1 << 14;
 /// `MSR_IA32_TSC`.

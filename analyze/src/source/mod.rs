@@ -12,6 +12,7 @@ mod regs;
 
 use std::path::Path;
 
+pub use self::capture::TORN;
 pub use self::elf::ElfCore;
 pub use self::files::{
     btf_of_vmlinux, open_regular, read_whole, symbols_of_system_map, symbols_of_vmlinux,

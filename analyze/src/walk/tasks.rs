@@ -411,6 +411,7 @@ impl<'k> Tasks<'k> {
             nr_cpus_allowed: task.i32("nr_cpus_allowed"),
             migration_disabled: task.u32("migration_disabled"),
             sum_exec_ns: task.u64("se.sum_exec_runtime"),
+            start_time_ns: task.u64("start_time"),
             cgroup: task.get("cgroups", |set| {
                 let cgroup = set.deref()?.member("dfl_cgrp")?.deref()?;
                 self.kernel.cgroup_path(&cgroup)

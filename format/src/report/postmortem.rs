@@ -750,6 +750,9 @@ pub struct TaskInfo {
     /// (`se.sum_exec_runtime`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sum_exec_ns: Option<u64>,
+    /// When it began, ns of `CLOCK_MONOTONIC` (`task_struct.start_time`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time_ns: Option<u64>,
     /// Its cgroup in the default hierarchy, `/` for the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,

@@ -63,14 +63,14 @@ pub fn text_report(report: &FailureDumpReportAny) -> String {
     match report {
         FailureDumpReportAny::Single(report) => block(&mut text, "", report),
         FailureDumpReportAny::Dual(report) => {
+            // The late capture holds the failure, and the verdict; the early one explains it.
+            block(&mut text, "=== late capture ===", &report.late);
             let own = report.late.postmortem.as_ref();
             if let Some(diff) = own.and_then(|own| own.diff.as_deref()) {
                 text.push_str("=== from the early to the late capture ===\n\n");
                 text.push_str(&diff::text(diff));
                 text.push_str("\n\n");
             }
-            // The late capture holds the failure; the early one explains it.
-            block(&mut text, "=== late capture ===", &report.late);
             if let Some(early) = &report.early {
                 block(&mut text, "=== early capture ===", early);
             }
