@@ -9,6 +9,7 @@ mod modules;
 pub(crate) mod package;
 mod probe;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,8 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     archive.link("lib64", "lib");
     archive.directory("lib");
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let mut origins = Origins::default();
+    origins.is_new("/init", &own)?;
     add_program(&mut archive, &own, "/init", root)?;
 
     let mut plan = Plan {
@@ -172,7 +175,7 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
             let path = program(name, root)?;
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             let guest = format!("/bin/{file}");
-            if !archive.contains(&guest) {
+            if origins.is_new(&guest, &path)? {
                 add_program(&mut archive, &path, &guest, root)?;
             }
             *name = guest;
@@ -186,6 +189,9 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
             "" => format!("/{name}"),
             guest => guest.to_owned(),
         };
+        if !origins.is_new(&guest, here)? {
+            continue;
+        }
         let content = read(here)?;
         // A program comes with what it needs.
         if content.starts_with(b"\x7fELF\x02\x01\x01") && !guest.ends_with(".o") {
@@ -212,6 +218,32 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
         archive.link("/bin/sh", "dash");
     }
     archive.bytes().map_err(|e| e.to_string())
+}
+
+/// Where what was named for the guest is here, by its path there.
+#[derive(Default)]
+struct Origins(BTreeMap<String, PathBuf>);
+
+impl Origins {
+    /// Whether `here` is not in the guest yet. A path there is for one file: the second would be
+    /// run, or read, in place of the first.
+    fn is_new(&mut self, guest: &str, here: &Path) -> Result<bool, String> {
+        // What cannot be found is told by who reads it.
+        let real = here.canonicalize().unwrap_or_else(|_| here.to_owned());
+        let key = guest.trim_matches('/').to_owned();
+        match self.0.get(&key) {
+            Some(first) if *first == real => Ok(false),
+            Some(first) => Err(format!(
+                "{} and {}: both would be {guest} in the guest; rename one of them",
+                first.display(),
+                real.display()
+            )),
+            None => {
+                self.0.insert(key, real);
+                Ok(true)
+            }
+        }
+    }
 }
 
 /// The words of a command line, as a shell splits them.
@@ -281,4 +313,45 @@ fn config_beside(kernel: &Path, release: &str) -> Option<PathBuf> {
         PathBuf::from(format!("/usr/lib/modules/{release}/config")),
     ];
     places.into_iter().find(|place| place.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_programs_of_one_name_are_refused_and_one_of_two_names_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["a", "b"] {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::copy("/bin/true", at(&format!("{name}/foo"))).unwrap();
+        }
+        std::os::unix::fs::symlink(at("a"), at("c")).unwrap();
+        let kernel = KernelFile::default();
+        let build = |workload: &str, file: Option<String>| {
+            let wanted = Wanted {
+                scheduler: &at("a/foo"),
+                workloads: &[format!("{} --x", at(workload))],
+                files: &Vec::from_iter(file),
+                probe: false,
+                root: None,
+                modules: &[],
+                kernel: &kernel,
+            };
+            initramfs(&wanted)
+        };
+        let why = build("b/foo", None).unwrap_err();
+        let both = [at("a/foo"), at("b/foo"), "/bin/foo".into()];
+        assert!(both.iter().all(|path| why.contains(path)), "{why}");
+        assert!(build("c/foo", None).is_ok(), "the same program twice");
+        for (file, guest) in [("b/foo", "bin/foo"), ("b/foo", "/init")] {
+            let why = build("a/foo", Some(format!("{}:{guest}", at(file)))).unwrap_err();
+            assert!(why.contains("rename one") && why.contains(guest), "{why}");
+        }
+        assert!(
+            build("a/foo", Some(at("b/foo"))).is_ok(),
+            "it is /foo there"
+        );
+    }
 }
