@@ -44,6 +44,17 @@ pub(crate) enum MachineError {
     },
 }
 
+impl MachineError {
+    /// What it keeps a freeze from being sound by.
+    pub(crate) const fn cause(&self) -> Cause {
+        match self {
+            Self::Start(_) | Self::Gone(_) => Cause::Gone,
+            Self::Late { .. } => Cause::Silent,
+            Self::Refused { .. } => Cause::Refused,
+        }
+    }
+}
+
 /// A guest to start, whatever runs it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Config {
@@ -103,6 +114,12 @@ pub(crate) enum Cause {
     Late,
     /// The machine went away.
     Gone,
+    /// The guest was powered off or reset, by itself.
+    Ended,
+    /// The machine did not answer.
+    Silent,
+    /// The machine did not do what it was asked.
+    Refused,
     /// They stopped, and their registers could not be taken.
     Registers,
 }

@@ -488,12 +488,11 @@ impl Machine for Qemu {
 
     fn freeze(&mut self, deadline: Duration) -> Frozen {
         let mut frozen = Frozen::default();
-        let cause = |error: &MachineError, otherwise| match error {
-            MachineError::Gone(_) => Cause::Gone,
-            _ => otherwise,
-        };
         if let Err(error) = self.pause(deadline) {
-            frozen.cause = cause(&error, Cause::Late);
+            frozen.cause = match error.cause() {
+                Cause::Silent => Cause::Late,
+                other => other,
+            };
             frozen.faults.push(error.to_string());
             return frozen;
         }
@@ -501,7 +500,10 @@ impl Machine for Qemu {
         match refreshed.and_then(|()| self.registers()) {
             Ok(vcpus) => frozen.vcpus = vcpus,
             Err(error) => {
-                frozen.cause = cause(&error, Cause::Registers);
+                frozen.cause = match error.cause() {
+                    Cause::Gone => Cause::Gone,
+                    _ => Cause::Registers,
+                };
                 frozen.faults.push(error.to_string());
             }
         }
