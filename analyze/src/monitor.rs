@@ -543,7 +543,9 @@ impl Sampler {
                 // Half of the range counts as future; runnable since before the boot is torn.
                 let age = if age > u64::MAX / 2 { 0 } else { age };
                 let waits = flags & task.queued != 0 && flags & task.reset == 0 && since != 0;
-                if waits && self.within_life(age) && oldest.is_none_or(|(most, _)| age > most) {
+                // Of two that have waited as long, the same one whichever CPU comes first.
+                let older = |(most, at): (u64, Kva)| age > most || age == most && node.0 < at.0;
+                if waits && self.within_life(age) && oldest.is_none_or(older) {
                     oldest = Some((age, node));
                 }
                 // A node off its list points to itself (`list_del_init()`).
