@@ -19,7 +19,7 @@ use crate::convert::progress_bar;
 use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
 use crate::guest::{self, KernelFile, Wanted};
 use crate::machine::choose::{self, Choice};
-use crate::machine::{Config, Machine};
+use crate::machine::{Config, Machine, Nameless};
 use crate::save::{self, Guest, Saved, Target};
 use crate::signals::{Signals, Writing};
 use crate::watch::{Live, SAMPLE_EVERY};
@@ -97,24 +97,22 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let (mut triggers, signals) = triggers(&args.when)?;
     triggers.console.clone_from(&args.console);
 
-    let directory =
-        tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
-    let kernel = kernel(&args.guest, directory.path())?;
-    let initrd = match &args.initrd {
-        Some(own) => own.clone(),
+    let kernel = kernel(&args.guest)?;
+    let packed = match &args.initrd {
+        Some(_) => None,
         None => {
-            let path = directory.path().join("initrd");
             let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
-            std::fs::write(&path, bytes)
-                .map_err(|e| failure(LOST)(format!("{}: {e}", path.display())))?;
-            path
+            let packed = Nameless::with("scx-postmortem-initrd", &bytes);
+            Some(packed.map_err(|e| failure(LOST)(format!("the initramfs: {e}")))?)
         }
     };
+    let initrd = args.initrd.as_ref();
+    let initrd = initrd.or(packed.as_ref().map(|packed| &packed.path));
     let config = Config {
         vcpus: args.cpus,
         memory_bytes: args.memory,
         kernel: kernel.image.clone(),
-        initrd,
+        initrd: initrd.cloned().unwrap_or_default(),
         append: format!("{APPEND} {}", args.append),
         unparked: args.unparked,
     };
@@ -126,6 +124,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let started = choose::start(&choice, &config, &triggers.end);
     let mut machine = started.map_err(|e| failure(LOST)(e.to_string()))?;
+    // In the guest's memory by now.
+    drop((kernel, packed));
     let echo = args.show_console.then(|| {
         Box::new(|bytes: &[u8]| {
             let _ = io::stderr().write_all(bytes);
@@ -141,18 +141,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     )
 }
 
-fn kernel(args: &GuestArgs, directory: &Path) -> Result<KernelFile, Failure> {
+fn kernel(args: &GuestArgs) -> Result<KernelFile, Failure> {
     let config = args.kernel_config.as_deref();
-    KernelFile::open(&args.kernel, config, !args.modules.is_empty(), directory)
-        .map_err(failure(LOST))
+    KernelFile::open(&args.kernel, config, !args.modules.is_empty()).map_err(failure(LOST))
 }
 
 /// Writes an initramfs.
 pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
     may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
-    let directory =
-        tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
-    let kernel = kernel(&args.guest, directory.path())?;
+    let kernel = kernel(&args.guest)?;
     let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
     let existing = Existing::forced(args.force);
     let write = || {

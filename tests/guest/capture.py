@@ -128,7 +128,10 @@ def run(command, during=None, timeout=240):
     """Runs `capture`; `during` gets the process, its emulator, and a way to wait for a text on the guest's console."""
     if during:
         command = [*command, "--show-console"]
-    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace")
+    # Whatever it leaves is there.
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix="scxpm-t-"))
+    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
+                             env={**os.environ, "TMPDIR": str(temporary)})
     said, words = [], []
     readers = [threading.Thread(target=lambda pipe, into: into.extend(pipe), args=pair, daemon=True)
                for pair in ((child.stderr, said), (child.stdout, words))]
@@ -165,6 +168,9 @@ def run(command, during=None, timeout=240):
             break
         time.sleep(0.1)
     check(not left, f"the emulator {left} is left")
+    left = sorted(p.name for p in temporary.iterdir())
+    shutil.rmtree(temporary)
+    check(not left, f"in its directory for temporary files there is {left}")
     if any(text in err + out for text in SPOILT):
         raise Failed(f"the emulator spoilt the boot: {err[-400:]}")
     return child.returncode, out, err
@@ -304,6 +310,19 @@ def case_hang(rig, kernel):
 
     degraded, _ = given_up(rig, kernel, "hang", during=stop)
     return f"frozen emulator, SIGUSR1: {degraded['reason']}"
+
+
+def case_killed(rig, kernel):
+    """SIGKILL of capture while the guest runs: the guest goes with it, and nothing is left of either."""
+    def kill(child, own, until):
+        until('" enabled')
+        child.kill()
+
+    command, _ = rig.command("stall", kernel, "killed", "--dual")
+    code, _, err = run(command, kill)
+    check(code == -signal.SIGKILL, f"exit {code}: {err}")
+    nothing_but(rig.where, "killed")
+    return "no file, no emulator, no directory"
 
 
 def case_full(rig, kernel):
@@ -678,6 +697,7 @@ def cases(everything):
     yield "timed-7.3", lambda rig: case_timed(rig, "7.3")
     yield "unparked", lambda rig: case_unparked(rig, "7.3")
     yield "kill", lambda rig: case_kill(rig, "7.3")
+    yield "killed", lambda rig: case_killed(rig, "7.3")
     yield "full", lambda rig: case_full(rig, "7.3")
     yield "quiet", lambda rig: case_quiet(rig, "7.3")
     yield "none", lambda rig: case_no_scheduler(rig, "7.3")

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use self::cpio::Archive;
 pub(crate) use self::libraries::program;
 use self::package::Package;
+use crate::machine::Nameless;
 
 /// Where the guest finds what to do. Its presence makes this program an init.
 pub(crate) const PLAN: &str = "/scxpm/plan.json";
@@ -62,6 +63,8 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct KernelFile {
     /// A bzImage, or a vmlinux.
     pub(crate) image: PathBuf,
+    /// Holds it, when it is out of a package.
+    unpacked: Option<Nameless>,
     /// `uname -r`.
     pub(crate) release: Option<String>,
     /// Its configuration: some schedulers ask for it.
@@ -71,14 +74,8 @@ pub(crate) struct KernelFile {
 }
 
 impl KernelFile {
-    /// `path` is an image or a package, of which the image goes into `directory`. `config` names
-    /// a configuration, otherwise it is looked for.
-    pub(crate) fn open(
-        path: &Path,
-        config: Option<&Path>,
-        modules: bool,
-        directory: &Path,
-    ) -> Result<Self, String> {
+    /// `path` is an image or a package. `config` names a configuration, otherwise it is looked for.
+    pub(crate) fn open(path: &Path, config: Option<&Path>, modules: bool) -> Result<Self, String> {
         let mut this = Self {
             image: path.to_owned(),
             ..Self::default()
@@ -94,9 +91,10 @@ impl KernelFile {
                     if names.is_empty() { "nothing of a kernel".into() } else { names.join(", ") }
                 )
             })?;
-            this.image = directory.join("vmlinuz");
-            std::fs::write(&this.image, image)
-                .map_err(|e| format!("{}: {e}", this.image.display()))?;
+            let unpacked = Nameless::with("scx-postmortem-kernel", image)
+                .map_err(|e| format!("{}: a copy of its kernel: {e}", path.display()))?;
+            this.image.clone_from(&unpacked.path);
+            this.unpacked = Some(unpacked);
             content = image.to_vec();
             this.config = package.config().map(<[u8]>::to_vec);
             this.package = Some(package);
