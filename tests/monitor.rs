@@ -123,6 +123,35 @@ fn a_sample_of_a_capture_says_what_its_report_says() {
 }
 
 #[test]
+fn each_cpu_has_its_share_of_what_a_sample_looks_at() {
+    let entry = entry("stall-6.18").unwrap();
+    let kernel = entry.kernel().unwrap();
+    let single = analysis::analyze(&kernel, &Options::default());
+    let cpus = single.postmortem.unwrap().cpus;
+    let lengths: Vec<usize> = cpus.iter().map(|cpu| cpu.runnable.len()).collect();
+    let all: usize = lengths.iter().sum();
+    assert!(
+        lengths.iter().filter(|&&length| length > 1).count() >= 2,
+        "{lengths:?} tasks do not show it"
+    );
+    let sampler = Sampler::new(&kernel).unwrap();
+    let oldest = sampler.oldest_age(&kernel).unwrap();
+    assert!(oldest.jiffies > 0 && !oldest.cut);
+    // The first task of each list, whichever comes first.
+    let sampler = sampler.looking_at(lengths.len());
+    for _ in 0..3 {
+        assert!(sampler.oldest_age(&kernel).unwrap().cut);
+    }
+    let mut sampler = sampler;
+    let waiting = sampler.sample(&kernel, 0).waiting.unwrap();
+    assert_eq!((waiting.tasks, waiting.all), (2, false));
+    // What one CPU leaves comes to the others.
+    let mut sampler = sampler.looking_at(all);
+    let waiting = sampler.sample(&kernel, 0).waiting.unwrap();
+    assert!(waiting.tasks > 2, "{waiting:?}");
+}
+
+#[test]
 fn the_stalled_task_of_the_stall_is_the_oldest() {
     let kernel = entry("stall-6.18").unwrap().kernel().unwrap();
     let sample = sample(&kernel);

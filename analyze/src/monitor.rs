@@ -10,6 +10,7 @@
 //! when all of it had been read (`scx_root` is cleared before a scheduler is freed).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use scx_postmortem_format::capture::{
     Attached, CpuSample, DsqSample, PsiSample, Sample, SeenScheduler, WaitingSample,
@@ -24,7 +25,8 @@ use crate::walk::psi;
 
 /// `PID_MAX_LIMIT`: no queue is deeper.
 const MAX_DEPTH: u64 = 1 << 22;
-/// Tasks of all runnable lists that one sample looks at.
+/// Tasks of all runnable lists that one sample looks at. Each CPU has an equal share, to which
+/// comes what others leave.
 const MAX_WAITING: usize = 2048;
 /// Queues of a scheduler's own that one sample looks at.
 const MAX_DSQS: usize = 512;
@@ -248,6 +250,20 @@ pub struct Sampler {
     psi: Option<psi::System>,
     names: Arc<[String]>,
     before: Before,
+    /// [`MAX_WAITING`], or less for tests.
+    most: usize,
+    /// The CPU whose list is looked at first: another one each time, so that what the lists before
+    /// it leave comes to each of them.
+    first: AtomicUsize,
+}
+
+/// How long the task that waits longest has been runnable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OldestAge {
+    /// In jiffies; 0 when none waits.
+    pub jiffies: u64,
+    /// There are more runnable tasks than were looked at: an older one may be among the rest.
+    pub cut: bool,
 }
 
 /// A task on a runnable list.
@@ -265,6 +281,8 @@ struct Waiting {
 /// What the runnable lists hold.
 struct Runnable {
     found: WaitingSample,
+    /// Whether there are more of them than one sample looks at.
+    cut: bool,
     /// What ages count from.
     jiffies: u64,
     /// Age and node of the task that waits longest.
@@ -341,6 +359,8 @@ impl Sampler {
             psi: None,
             names: Arc::default(),
             before: Before::default(),
+            most: MAX_WAITING,
+            first: AtomicUsize::new(0),
         };
         this.hz = this.ok("ages", kernel.hz()).map_or(0, |(hz, _)| hz);
         let jiffies = kernel
@@ -459,13 +479,22 @@ impl Sampler {
         }
     }
 
-    /// How many wait, and who waits longest; as the report counts it (`walk/tasks.rs`).
-    /// How long the task that waits longest has been runnable, in jiffies; 0 when none waits.
-    /// `None`: not known for this kernel, or torn.
+    /// Looks at `most` runnable tasks at a time instead of 2048.
     #[must_use]
-    pub fn oldest_age(&self, kernel: &Kernel) -> Option<u64> {
+    pub const fn looking_at(mut self, most: usize) -> Self {
+        self.most = most;
+        self
+    }
+
+    /// How long the task that waits longest has been runnable. `None`: not known for this kernel, or
+    /// torn.
+    #[must_use]
+    pub fn oldest_age(&self, kernel: &Kernel) -> Option<OldestAge> {
         let found = self.runnable_tasks(kernel)?;
-        Some(found.oldest.map_or(0, |(age, _)| age))
+        Some(OldestAge {
+            jiffies: found.oldest.map_or(0, |(age, _)| age),
+            cut: found.cut,
+        })
     }
 
     /// Walks the runnable lists.
@@ -479,14 +508,21 @@ impl Sampler {
         };
         let mut oldest: Option<(u64, Kva)> = None;
         // Lists that lead into each other must not multiply the work.
-        let mut budget = MAX_WAITING;
-        for &(_, at) in &self.cpus {
+        let mut left = self.most;
+        let mut cut = false;
+        let count = self.cpus.len();
+        let first = self.first.fetch_add(1, Ordering::Relaxed);
+        let first = first.checked_rem(count).unwrap_or(0);
+        let in_turn = self.cpus.iter().cycle().skip(first).take(count);
+        for (done, &(_, at)) in in_turn.enumerate() {
+            let mut budget = left.div_ceil((count - done).max(1));
+            left -= budget;
             let head = at.add(offset);
             let values = self.rq.read(kernel, at).ok()?;
             let mut node = values.ptr(rq::RUNNABLE)?;
             while node != head {
                 if budget == 0 {
-                    found.all = false;
+                    (found.all, cut) = (false, true);
                     break;
                 }
                 budget -= 1;
@@ -507,7 +543,9 @@ impl Sampler {
                 // Half of the range counts as future; runnable since before the boot is torn.
                 let age = if age > u64::MAX / 2 { 0 } else { age };
                 let waits = flags & task.queued != 0 && flags & task.reset == 0 && since != 0;
-                if waits && self.within_life(age) && oldest.is_none_or(|(most, _)| age > most) {
+                // Of two that have waited as long, the same one whichever CPU comes first.
+                let older = |(most, at): (u64, Kva)| age > most || age == most && node.0 < at.0;
+                if waits && self.within_life(age) && oldest.is_none_or(older) {
                     oldest = Some((age, node));
                 }
                 // A node off its list points to itself (`list_del_init()`).
@@ -517,14 +555,17 @@ impl Sampler {
                 }
                 node = next;
             }
+            left += budget;
         }
         Some(Runnable {
             found,
+            cut,
             jiffies,
             oldest,
         })
     }
 
+    /// How many wait, and who waits longest; as the report counts it (`walk/tasks.rs`).
     fn waiting(&self, kernel: &Kernel) -> Option<WaitingSample> {
         let task = self.task.as_ref()?;
         if self.hz == 0 {
@@ -534,6 +575,7 @@ impl Sampler {
             mut found,
             jiffies,
             oldest,
+            ..
         } = self.runnable_tasks(kernel)?;
         if let Some((age, node)) = oldest {
             let ms = u128::from(age) * 1000 / u128::from(self.hz);

@@ -409,6 +409,13 @@ fn a_capture_that_was_given_up_gives_a_degraded_report() {
         "{warnings:?}"
     );
     assert!(!own(&single).tasks.is_empty());
+    // The registers are those of the vCPU that stopped, though the first note has them.
+    let input = own(&single).input.as_ref().unwrap();
+    assert_eq!(input.vcpus, Some(2));
+    assert_eq!(single.vcpu_regs.len(), 2);
+    assert_eq!(single.vcpu_regs[0], None);
+    let regs = single.vcpu_regs[1].as_ref().unwrap();
+    assert_eq!(regs.instruction_pointer, 0xffff_ffff_8100_0000);
 
     // An early image that was given up costs only its half.
     let late = Manifest::default();

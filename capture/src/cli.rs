@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use scx_postmortem_analyze::exclude::Rules;
 use scx_postmortem_format::capture::{LEVEL_DEFAULT, LEVEL_SMALL};
 use scx_postmortem_format::report::Escaped;
@@ -29,23 +29,52 @@ Examples:
                                                          two cores of one guest, and what changed between them
 ";
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0   convert: the capture was written; run: nothing failed, or a capture was asked for and written
-  1   the capture could not be written; nothing is left under its name
-  2   wrong arguments
-  3   the capture was written, but is incomplete
-  4   the core is missing or is no core
-  5   run, attach: the guest could not be started, reached, or was lost
-  6   run: the scheduler was never attached, or its program ended by itself; no capture
-  7   run, attach: ended by --timeout or a signal; no capture
-  8   run: nothing failed but a workload, which ended with another code than 0; no capture
-  10  run, attach: the scheduler or the guest's kernel failed, and the capture was written
-";
+/// What `capture` ends with, as --help and docs/capturing.md have it.
+const EXIT_CODES: [(u8, &str); 10] = [
+    (
+        0,
+        "convert, initrd: the file was written; run, attach: nothing failed, or a capture was asked for and written",
+    ),
+    (
+        1,
+        "nothing could be written; run, attach: what there is of a capture has a name that ends in .partial",
+    ),
+    (2, "wrong arguments"),
+    (
+        3,
+        "a capture was written, but is less than it should be: incomplete, or without the early image",
+    ),
+    (4, "convert: the core is missing or is no core"),
+    (
+        5,
+        "run, attach, initrd: the guest could not be made, started or reached, or was lost",
+    ),
+    (
+        6,
+        "run: the scheduler was never attached, or its program ended by itself; no late image",
+    ),
+    (
+        7,
+        "run, attach: ended by --timeout or a signal; no late image",
+    ),
+    (
+        8,
+        "run: nothing failed but a workload, which ended with another code than 0; no late image",
+    ),
+    (
+        10,
+        "run, attach: the scheduler or the guest's kernel failed, and the capture was written",
+    ),
+];
+
+fn exit_codes() -> String {
+    let lines = EXIT_CODES.map(|(code, text)| format!("  {code:<3} {text}\n"));
+    format!("Exit codes:\n{}", lines.concat())
+}
 
 /// Keeps a Linux guest at the moment that its sched_ext scheduler failed.
 #[derive(Parser)]
-#[command(name = "capture", version, before_help = EXAMPLES, after_help = EXIT_CODES)]
+#[command(name = "capture", version, before_help = EXAMPLES, after_help = exit_codes())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -68,6 +97,7 @@ enum Command {
 
 /// What `capture run` is told.
 #[derive(Args)]
+#[command(group(ArgGroup::new("inside").args(["scheduler", "initrd"]).required(true)))]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
@@ -148,6 +178,7 @@ pub(crate) struct GuestArgs {
 
 /// What `capture initrd` is told.
 #[derive(Args)]
+#[command(group(ArgGroup::new("inside").args(["scheduler"]).required(true)))]
 pub(crate) struct InitrdArgs {
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
@@ -340,6 +371,41 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_guest_has_something_to_run() {
+        use clap::error::ErrorKind::{ArgumentConflict, MissingRequiredArgument};
+        let parse = |words: &str| {
+            let parsed = Cli::try_parse_from(words.split(' '));
+            parsed.map(drop).map_err(|e| e.kind())
+        };
+        let missing = Err(MissingRequiredArgument);
+        assert_eq!(parse("capture run --kernel k -o x"), missing);
+        assert_eq!(parse("capture initrd --kernel k -o x"), missing);
+        assert_eq!(parse("capture run --kernel k --initrd i -o x"), Ok(()));
+        assert_eq!(parse("capture run --kernel k --scheduler s -o x"), Ok(()));
+        assert_eq!(
+            parse("capture initrd --kernel k --scheduler s -o x"),
+            Ok(())
+        );
+        assert_eq!(
+            parse("capture run --kernel k --initrd i --scheduler s -o x"),
+            Err(ArgumentConflict)
+        );
+    }
+
+    #[test]
+    fn the_page_has_the_exit_codes_of_help() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/capturing.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let table = page
+            .split_once("| code | meaning |\n|---|---|\n")
+            .unwrap()
+            .1;
+        let table: Vec<&str> = table.lines().take_while(|l| l.starts_with('|')).collect();
+        let expected = EXIT_CODES.map(|(code, text)| format!("| {code} | {text} |"));
+        assert_eq!(table, expected);
     }
 
     #[test]

@@ -2,12 +2,17 @@
 //! and [`Eyes`], no backend and no kernel.
 //!
 //! ```text
-//!             kernel found            exit kind set         dump written
-//!   booting ───────────────▶ watching ─────────────▶ failing ─────────────▶ late image
-//!      │                      │  ▲  │                  └── nothing follows ──▶ late image
-//!      │     half the timeout ▼  │  └── panic, console, signal, time ───────▶ late image
-//!      │                   early image
-//!      └── guest ended, time over, told to end, machine lost ──▶ over (an early image is kept)
+//!   no kernel ── found ──▶ Watching ── half the timeout ──▶ early image, and on
+//!      ▲                    │  │  ▲
+//!      │      exit kind set │  │  │ nothing had failed
+//!      │                    ▼  │  │
+//!      │              Failing  │  │          nothing follows in 3 s
+//!      │                    │  ▼  │   ┌──────────────────────────────▶ late image
+//!      │   dump entered     └▶ Dumping ─── returned, or not in 20 s ──▶ late image
+//!      │
+//!   guest reset, from anywhere          panic, console, signal, time ──▶ late image
+//!   guest ended, machine lost ── had failed by then ──▶ late image of memory as it stands
+//!                             └─ had not, or time over, told to end ──▶ over (an early image is kept)
 //! ```
 //!
 //! The moment of a failure is the return of the kernel's `scx_dump_state()`: the failure is noted,
@@ -202,6 +207,8 @@ pub(crate) enum Early {
         peak: u64,
         /// The last threshold that was seen, jiffies.
         threshold: u64,
+        /// At some look there were more runnable tasks than were looked at.
+        cut: bool,
     },
     /// It was taken.
     Taken {
@@ -309,7 +316,8 @@ pub(crate) struct Coordinator<'a> {
     /// Since when the guest stands at a breakpoint.
     stood: Option<Instant>,
     early: Early,
-    /// A scheduler has gone with an exit kind that is no failure.
+    /// The scheduler that the early image shows, or without one the last, has gone with an exit kind
+    /// that is no failure.
     pub(crate) suppressed: bool,
     /// Progress for whoever watches.
     tell: Box<dyn Fn(&str) + 'a>,
@@ -327,6 +335,7 @@ impl<'a> Coordinator<'a> {
             Early::Waiting {
                 peak: 0,
                 threshold: 0,
+                cut: false,
             }
         } else {
             Early::NotWanted
@@ -378,12 +387,10 @@ impl<'a> Coordinator<'a> {
             Ok((end, late)) => (end, late),
             Err(error) => self.lost(machine, &error),
         };
-        let early = std::mem::take(&mut self.early);
-        let apart = matches!(early, Early::Taken { of, .. } if of != self.schedulers);
         Outcome {
             end,
-            apart: apart && late.is_some(),
-            early,
+            apart: self.is_other() && late.is_some(),
+            early: std::mem::take(&mut self.early),
             late,
         }
     }
@@ -453,10 +460,24 @@ impl<'a> Coordinator<'a> {
         self.phase = Phase::Watching;
         (self.stored, self.sound, self.latch) = (None, None, None);
         // What comes now is of another boot.
-        self.schedulers += 1;
+        self.another();
         self.stops = machine.stop_at(&[])?;
         self.was_reset = true;
         Ok(())
+    }
+
+    /// Counts one more scheduler, or boot. How the one before went says nothing of it, unless there is
+    /// an early image of that one.
+    fn another(&mut self) {
+        self.schedulers += 1;
+        if !matches!(self.early, Early::Taken { .. }) {
+            self.suppressed = false;
+        }
+    }
+
+    /// Whether a scheduler that has come is another one than the early image shows.
+    fn is_other(&self) -> bool {
+        matches!(self.early, Early::Taken { of, .. } if of != self.schedulers)
     }
 
     /// The guest is off. What had failed by then is worth its memory, which is still there.
@@ -474,7 +495,7 @@ impl<'a> Coordinator<'a> {
         let late = fired.filter(|fired| fired.is_failure() && self.found.is_some());
         let late = late.and_then(|fired| {
             let why = format!("the guest ended before it could be stopped: {how}");
-            self.left(machine, fired, why)
+            self.left(machine, fired, why, Cause::Ended)
         });
         match late {
             Some(late) => (End::Late, Some(late)),
@@ -502,23 +523,41 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    /// The memory of a machine that is not there any more.
-    fn left(&self, machine: &dyn Machine, fired: Fired, why: String) -> Option<Snapshot> {
-        if !machine.memory().is_there() {
+    /// The memory of a machine that is not there any more, or does not do as it is told. A guest that
+    /// goes on when we leave is copied: its memory would be another one by the time it is written.
+    fn left(
+        &self,
+        machine: &dyn Machine,
+        fired: Fired,
+        why: String,
+        cause: Cause,
+    ) -> Option<Snapshot> {
+        let memory = machine.memory();
+        if !memory.is_there() {
             return None;
         }
+        let over = matches!(cause, Cause::Gone | Cause::Ended);
+        let (timings, taken) = (timings(self.started), Instant::now());
+        let (memory, copied) = if self.triggers.goes_on && !over {
+            let room = Room::make(memory).ok()?;
+            let copied = Copied::fill(memory, room).ok()?;
+            let bytes = copied.bytes();
+            (Memory::Copy(Arc::new(copied)), Some(bytes))
+        } else {
+            (Memory::Own(memory.share().ok()?), None)
+        };
         Some(Snapshot {
             fired,
             frozen: Frozen {
                 faults: vec![why],
-                cause: Cause::Gone,
+                cause,
                 ..Frozen::default()
             },
-            memory: Memory::Own(machine.memory().share().ok()?),
-            timings: timings(self.started),
-            taken: Instant::now(),
+            memory,
+            timings,
+            taken,
             freeze: Duration::ZERO,
-            copied: None,
+            copied,
         })
     }
 
@@ -612,7 +651,7 @@ impl<'a> Coordinator<'a> {
         if place(&seen.scheduler) != place(&self.attached) {
             if let Some(scheduler) = &seen.scheduler {
                 (self.tell)(&format!("scheduler {}", scheduler.name));
-                self.schedulers += 1;
+                self.another();
                 self.last = Some(scheduler.clone());
                 self.latched = false;
             }
@@ -620,6 +659,9 @@ impl<'a> Coordinator<'a> {
             if self.phase == Phase::Watching {
                 self.set_stops(machine)?;
             }
+        }
+        if let Early::Waiting { cut, .. } = &mut self.early {
+            *cut |= seen.cut;
         }
         if let (Some(age), Some(half)) = (seen.oldest_age, seen.half_timeout) {
             self.aged(machine, age, half)?;
@@ -636,7 +678,7 @@ impl<'a> Coordinator<'a> {
         if !scheduler.failed && !latched {
             if scheduler.exit_kind == 0 {
                 self.sound = Some(looked);
-            } else {
+            } else if !self.is_other() {
                 self.suppressed = true;
             }
             return Ok(None);
@@ -736,7 +778,10 @@ impl<'a> Coordinator<'a> {
 
     /// Takes the early image when it is due.
     fn aged(&mut self, machine: &mut dyn Machine, age: u64, half: u64) -> Result<(), MachineError> {
-        let Early::Waiting { peak, threshold } = &mut self.early else {
+        let Early::Waiting {
+            peak, threshold, ..
+        } = &mut self.early
+        else {
             return Ok(());
         };
         *peak = age.max(*peak);
@@ -1014,10 +1059,11 @@ impl<'a> Coordinator<'a> {
             if let Ok(snapshot) = &mut snapshot {
                 snapshot.timings.pause_ns = nanos(start.elapsed());
             }
-            snapshot.map_err(|why| MachineError::Refused {
-                what: "copying the guest's memory".into(),
-                why,
-            })?
+            match snapshot {
+                Ok(snapshot) => snapshot,
+                // It runs again; what its memory holds from now on is not what was to be kept.
+                Err(why) => return Ok((End::Lost(why), None)),
+            }
         } else {
             let snapshot = hold(machine, fired, self.started)?;
             if stalled && !snapshot.is_degraded() {
@@ -1035,7 +1081,8 @@ impl<'a> Coordinator<'a> {
 
     /// Looks at the guest that stands still for the age that no look at the running one has seen.
     fn promote(&mut self) {
-        if !matches!(self.early, Early::Waiting { .. }) {
+        let ages = self.found.as_ref().is_some_and(|f| f.no_ages.is_none());
+        if !ages || !matches!(self.early, Early::Waiting { .. }) {
             return;
         }
         let seen = self.eyes.ages();
@@ -1059,7 +1106,7 @@ impl<'a> Coordinator<'a> {
                 latch: self.latch,
                 ..Fired::new("lost", why.clone())
             });
-        let Some(snapshot) = self.left(machine, fired, why.clone()) else {
+        let Some(snapshot) = self.left(machine, fired, why.clone(), error.cause()) else {
             return (End::Lost(why), None);
         };
         (End::Late, Some(snapshot))

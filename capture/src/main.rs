@@ -7,6 +7,7 @@ mod coordinator;
 mod guest;
 mod machine;
 mod save;
+mod signals;
 mod start;
 mod watch;
 

@@ -3,7 +3,7 @@
 //! | early image | late image | files |
 //! |---|---|---|
 //! | none | sound or degraded | the late one, under the output's name |
-//! | sound | sound | one dual capture, under the output's name |
+//! | sound | sound | one dual capture, under the output's name; the late one alone where both do not fit |
 //! | none was due, the late one is as old | sound | one dual capture of the late one twice |
 //! | sound | sound, of another scheduler | the late one under the output's name; the early one, tagged `early-only-late-never-fired` |
 //! | sound | degraded | the early one, tagged `early-pre-late-degraded`; the late one under the output's name |
@@ -33,12 +33,19 @@ use scx_postmortem_format::report::{
 
 use crate::coordinator::{Early, Outcome, Snapshot};
 use crate::machine::Cause;
+use crate::signals::Writing;
 use crate::watch::Found;
 
 /// `SCX_EXIT_ERROR_STALL`.
 const STALL: i64 = 1026;
-/// Cause of a degraded capture, in words, where the contract has none.
+/// Causes of a degraded capture, in words, where the contract has none.
 const NO_REGISTERS: &str = "the vCPUs stopped, and their registers could not be taken";
+const ENDED: &str = "the guest ended before its vCPUs could be stopped";
+const SILENT: &str = "the guest's machine did not answer before its vCPUs were stopped";
+const REFUSED: &str =
+    "the guest's machine did not do what it was asked before its vCPUs were stopped";
+/// What the highest age that was seen may lack.
+const UNSEEN: &str = "; not of all tasks: more were runnable than one look takes (2048), and an older one may be among the rest";
 /// Why two images of a run are not compared.
 const APART: &str =
     "the early image is of another scheduler, which was replaced; see the tagged file beside";
@@ -70,9 +77,11 @@ pub(crate) struct Target<'a> {
     pub(crate) level: i32,
     /// Pages to leave out.
     pub(crate) exclude: Option<Rules>,
-    /// Largest file that is wanted, bytes; `show` breaks off above it.
+    /// Largest file that is wanted, bytes.
     pub(crate) max_size: Option<u64>,
-    pub(crate) show: &'a (dyn Fn(WriteProgress) -> ControlFlow<()> + Sync),
+    pub(crate) show: &'a (dyn Fn(WriteProgress) + Sync),
+    /// Told to write no further.
+    pub(crate) writing: &'a Writing,
 }
 
 /// A file that was written.
@@ -82,6 +91,8 @@ pub(crate) struct Saved {
     pub(crate) summary: Summary,
     /// It holds an image that is less than it should be.
     pub(crate) degraded: bool,
+    /// Why the early image is not in it, nor anywhere else.
+    pub(crate) dropped: Option<String>,
 }
 
 /// What could not be written, and what there is instead.
@@ -185,13 +196,21 @@ fn skipped(early: &Early, stalled: bool, guest: &Guest) -> Option<String> {
                 .is_degraded()
                 .then(|| reasons::early_degraded(&faults))
         }
-        Early::Waiting { peak, threshold } => Some(match &guest.kernel {
+        Early::Waiting {
+            peak,
+            threshold,
+            cut,
+        } => Some(match &guest.kernel {
             None => reasons::early_prerequisites(&guest.why_not),
             Some(kernel) => match &kernel.no_ages {
                 Some(why) => reasons::early_prerequisites(why),
                 // A stall that the kernel's own tick has seen, with no task that waited.
-                None if stalled && *peak == 0 => reasons::EARLY_TICK_STALL.to_owned(),
-                None => reasons::early_never_crossed(*peak, *threshold),
+                None if stalled && *peak == 0 && !cut => reasons::EARLY_TICK_STALL.to_owned(),
+                None => {
+                    let never = reasons::early_never_crossed(*peak, *threshold);
+                    let unseen = if *cut { UNSEEN } else { "" };
+                    format!("{never}{unseen}")
+                }
             },
         }),
     }
@@ -246,6 +265,9 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
             Cause::Gone => ("killed", reasons::REASON_DEGRADED_KILL_DURING_RENDEZVOUS),
             Cause::Late => ("timeout", reasons::REASON_DEGRADED_RENDEZVOUS_TIMEOUT),
             Cause::Registers => (NO_REGISTERS, NO_REGISTERS),
+            Cause::Ended => (ENDED, ENDED),
+            Cause::Silent => (SILENT, SILENT),
+            Cause::Refused => (REFUSED, REFUSED),
         };
         let total = usize::try_from(guest.vcpus).unwrap_or(usize::MAX);
         let elapsed = u64::try_from(snapshot.freeze.as_millis()).unwrap_or(u64::MAX);
@@ -381,7 +403,37 @@ fn dual(
         },
         notes: notes(guest, early),
     });
-    write(&spec, late, target.output, target)
+    let (file, error) = match try_write(&spec, late, target.output, target)? {
+        Written::Whole(saved) => return Ok(saved),
+        Written::Partly(file, error) => (file, error),
+    };
+    if !is_too_large(&error, target) {
+        return Err(keep_part(file, &error, target.output, target));
+    }
+    // The late one alone may fit, and is worth more than a part of both. The file that there is by
+    // now makes room for it.
+    drop(file);
+    let why = format!(
+        "not kept, since a file with both {}",
+        why_not(&error, target)
+    );
+    let skipped = format!("early capture failed: {why}");
+    let saved = single(guest, late, target.output, target, Some(skipped))?;
+    // The same image twice loses nothing.
+    let dropped = (!std::ptr::eq(early, late)).then_some(why);
+    Ok(Saved { dropped, ..saved })
+}
+
+/// Whether a smaller file may be possible.
+fn is_too_large(error: &WriteError, target: &Target<'_>) -> bool {
+    match error {
+        WriteError::Cancelled { .. } => !target.writing.is_over(),
+        WriteError::Output { cause, .. } => matches!(
+            cause.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        ),
+        _ => false,
+    }
 }
 
 /// Leaves pages out that all of the images can do without. Without a kernel to ask, or with one
@@ -434,49 +486,92 @@ fn both(one: Excluded, other: Excluded) -> Excluded {
     out
 }
 
+/// What became of a file.
+enum Written {
+    Whole(Saved),
+    /// There is a part of it.
+    Partly(AtomicFile, WriteError),
+}
+
+/// Writes a file as far as that is possible.
+fn try_write(
+    spec: &CaptureSpec<'_>,
+    snapshot: &Snapshot,
+    path: &Path,
+    target: &Target<'_>,
+) -> Result<Written, NotSaved> {
+    let failed = |cause: &dyn std::fmt::Display| NotSaved {
+        sentence: format!("{}: {cause}", path.display()),
+    };
+    let mut file = AtomicFile::create(path, target.existing).map_err(|e| failed(&e))?;
+    let most = target.max_size.unwrap_or(u64::MAX);
+    let show = |progress: WriteProgress| {
+        (target.show)(progress);
+        if progress.file_bytes > most || target.writing.is_over() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let options = WriteOptions {
+        level: target.level,
+        progress: Some(&show),
+        ..WriteOptions::default()
+    };
+    let summary = match write_capture(file.file(), spec, snapshot.memory.source(), &options) {
+        Ok(summary) => summary,
+        Err(error) => return Ok(Written::Partly(file, error)),
+    };
+    if let Err((error, kept)) = file.commit_or_keep() {
+        return Err(failed(&match kept {
+            Ok(partial) => format!("{error}; the whole capture is in {}", partial.display()),
+            Err(why) => format!("{error}; nothing was kept ({why})"),
+        }));
+    }
+    Ok(Written::Whole(Saved {
+        path: path.to_owned(),
+        summary,
+        degraded: snapshot.is_degraded(),
+        dropped: None,
+    }))
+}
+
+/// Why a file was not written to its end, for people.
+fn why_not(error: &WriteError, target: &Target<'_>) -> String {
+    match error {
+        WriteError::Cancelled { .. } if target.writing.is_over() => {
+            "a second signal came while it was written".into()
+        }
+        WriteError::Cancelled { .. } => format!(
+            "became larger than {} MiB (--max-size)",
+            target.max_size.unwrap_or_default() >> 20
+        ),
+        other => other.to_string(),
+    }
+}
+
+/// Keeps what there is of a file.
+fn keep_part(file: AtomicFile, error: &WriteError, path: &Path, target: &Target<'_>) -> NotSaved {
+    let (path, why) = (path.display(), why_not(error, target));
+    let sentence = match file.keep_partial() {
+        Ok(partial) => format!(
+            "{path}: {why}; what there is of it, which `analyze` reads, is in {}",
+            partial.display()
+        ),
+        Err(kept) => format!("{path}: {why}; nothing was kept ({kept})"),
+    };
+    NotSaved { sentence }
+}
+
 fn write(
     spec: &CaptureSpec<'_>,
     snapshot: &Snapshot,
     path: &Path,
     target: &Target<'_>,
 ) -> Result<Saved, NotSaved> {
-    let failed = |cause: &dyn std::fmt::Display| NotSaved {
-        sentence: format!("{}: {cause}", path.display()),
-    };
-    let mut file = AtomicFile::create(path, target.existing).map_err(|e| failed(&e))?;
-    let options = WriteOptions {
-        level: target.level,
-        progress: Some(target.show),
-        ..WriteOptions::default()
-    };
-    match write_capture(file.file(), spec, snapshot.memory.source(), &options) {
-        Ok(summary) => {
-            if let Err((error, kept)) = file.commit_or_keep() {
-                return Err(failed(&match kept {
-                    Ok(partial) => {
-                        format!("{error}; the whole capture is in {}", partial.display())
-                    }
-                    Err(why) => format!("{error}; nothing was kept ({why})"),
-                }));
-            }
-            Ok(Saved {
-                path: path.to_owned(),
-                summary,
-                degraded: snapshot.is_degraded(),
-            })
-        }
-        Err(error) => Err(match file.keep_partial() {
-            Ok(partial) if matches!(error, WriteError::Cancelled { .. }) => failed(&format!(
-                "became larger than {} MiB (--max-size); what there is by then, which `analyze` reads, is in {}",
-                target.max_size.unwrap_or_default() >> 20,
-                partial.display()
-            )),
-            Ok(partial) => failed(&format!(
-                "{error}; what there is of it, which `analyze` reads, is in {}",
-                partial.display()
-            )),
-            Err(kept) => failed(&format!("{error}; nothing was kept ({kept})")),
-        }),
+    match try_write(spec, snapshot, path, target)? {
+        Written::Whole(saved) => Ok(saved),
+        Written::Partly(file, error) => Err(keep_part(file, &error, path, target)),
     }
 }
 
@@ -498,9 +593,142 @@ pub(crate) fn check(path: &Path, existing: Existing, early: bool) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use scx_postmortem_format::capture::Rule;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::time::{Duration, Instant};
+
+    use scx_postmortem_format::capture::{Rule, Timings};
 
     use super::*;
+    use crate::coordinator::{End, Fired, Memory};
+    use crate::machine::{Frozen, GuestMemory, Mapping};
+
+    /// An image of 4 MiB that do not compress, and the like for each seed.
+    fn snapshot(seed: u64) -> Snapshot {
+        let file: File = tempfile::tempfile().unwrap();
+        let bytes = 4 << 20;
+        let mut state = seed;
+        let content: Vec<u8> = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            state.to_le_bytes()[7]
+        })
+        .take(bytes)
+        .collect();
+        file.write_all_at(&content, 0).unwrap();
+        let map = vec![Mapping {
+            gpa: 0,
+            bytes: 4 << 20,
+            offset: 0,
+        }];
+        Snapshot {
+            fired: Fired::default(),
+            frozen: Frozen::default(),
+            memory: Memory::Own(GuestMemory::new(file, map)),
+            timings: Timings::default(),
+            taken: Instant::now(),
+            freeze: Duration::ZERO,
+            copied: None,
+        }
+    }
+
+    fn outcome(early: Option<Snapshot>, late: Option<Snapshot>) -> Outcome {
+        let early = early.map(|snapshot| Early::Taken {
+            snapshot: Box::new(snapshot),
+            age: 2500,
+            threshold: 2000,
+            of: 1,
+        });
+        Outcome {
+            end: End::Late,
+            early: early.unwrap_or_default(),
+            late,
+            apart: false,
+        }
+    }
+
+    /// What is saved below a directory, and the names of the files there.
+    fn saved(
+        dir: &Path,
+        outcome: Outcome,
+        max_size: Option<u64>,
+        writing: &Writing,
+    ) -> (Vec<Saved>, Vec<NotSaved>, Vec<String>) {
+        let target = Target {
+            output: &dir.join("x.core.zst"),
+            existing: Existing::Refuse,
+            level: 1,
+            exclude: None,
+            max_size,
+            show: &|_| (),
+            writing,
+        };
+        let guest = Guest {
+            vcpus: 2,
+            ..Guest::default()
+        };
+        let (saved, failed) = save(&guest, outcome, &target);
+        let names = std::fs::read_dir(dir).unwrap();
+        let names = names.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        (saved, failed, names)
+    }
+
+    #[test]
+    fn a_second_signal_leaves_a_part_that_is_named_and_the_first_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let late = || outcome(None, Some(snapshot(1)));
+        let (done, failed, names) = saved(dir.path(), late(), None, &Writing::after(2));
+        assert!(done.is_empty());
+        assert_eq!(names, ["x.core.zst.partial"]);
+        let why = &failed[0].sentence;
+        assert!(
+            why.contains("a second signal") && why.contains("x.core.zst.partial"),
+            "{why}"
+        );
+        let (done, failed, names) = saved(dir.path(), late(), None, &Writing::after(1));
+        assert!(done.len() == 1 && failed.is_empty());
+        assert_eq!(names, ["x.core.zst", "x.core.zst.partial"]);
+    }
+
+    #[test]
+    fn a_late_image_that_fits_alone_is_kept_without_the_early_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let both = || outcome(Some(snapshot(1)), Some(snapshot(2)));
+        let writing = Writing::after(0);
+        let (done, failed, names) = saved(dir.path(), both(), Some(6 << 20), &writing);
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(names, ["x.core.zst"], "and no part of both");
+        let why = "not kept, since a file with both became larger than 6 MiB (--max-size)";
+        assert_eq!(done[0].dropped.as_deref(), Some(why));
+        let image = Image::open(&done[0].path).unwrap();
+        assert!(!image.early);
+        let manifest = image.manifest.unwrap();
+        let reason = format!("early capture failed: {why}");
+        assert_eq!(manifest.extra["early_skipped_reason"], reason.as_str());
+
+        // Neither fits: the part that is kept is the late one's.
+        let dir = tempfile::tempdir().unwrap();
+        let (done, failed, names) = saved(dir.path(), both(), Some(2 << 20), &writing);
+        assert!(done.is_empty());
+        assert!(failed[0].sentence.contains("larger than 2 MiB"));
+        assert_eq!(names, ["x.core.zst.partial"]);
+
+        // Both fit.
+        let dir = tempfile::tempdir().unwrap();
+        let (done, _, names) = saved(dir.path(), both(), Some(9 << 20), &writing);
+        assert_eq!(names, ["x.core.zst"]);
+        assert!(done[0].dropped.is_none());
+        assert!(Image::open(&done[0].path).unwrap().early);
+
+        // A second signal is no reason to begin anew.
+        let dir = tempfile::tempdir().unwrap();
+        let (_, failed, names) = saved(dir.path(), both(), None, &Writing::after(2));
+        assert!(failed[0].sentence.contains("a second signal"));
+        assert_eq!(names, ["x.core.zst.partial"]);
+    }
 
     #[test]
     fn only_what_both_leave_out_is_left_out() {
@@ -530,6 +758,26 @@ mod tests {
                 (0xa000, 0x2000, Rule::Free),
             ]
         );
+    }
+
+    #[test]
+    fn an_age_that_was_never_seen_is_no_fact_when_tasks_were_left_out() {
+        let guest = Guest {
+            kernel: Some(Found::default()),
+            ..Guest::default()
+        };
+        let why = |peak, cut| {
+            let early = Early::Waiting {
+                peak,
+                threshold: 2000,
+                cut,
+            };
+            skipped(&early, true, &guest).unwrap()
+        };
+        assert!(!why(1200, false).contains("not of all tasks"));
+        assert!(why(1200, true).contains("not of all tasks"));
+        assert_eq!(why(0, false), reasons::EARLY_TICK_STALL);
+        assert!(why(0, true).contains("not of all tasks"));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `capture run` and `capture attach`, from their arguments to their exit codes.
 
 use std::io::{self, IsTerminal, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +11,7 @@ use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::source::{Image, may_write};
 use scx_postmortem_format::capture::{AtomicFile, Existing, WriteProgress};
 use scx_postmortem_format::report::Escaped;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 use signal_hook::flag;
 
 use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs, WhenArgs};
@@ -20,13 +19,14 @@ use crate::convert::progress_bar;
 use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
 use crate::guest::{self, KernelFile, Wanted};
 use crate::machine::choose::{self, Choice};
-use crate::machine::{Config, Machine};
+use crate::machine::{Config, Machine, Nameless};
 use crate::save::{self, Guest, Saved, Target};
+use crate::signals::{Signals, Writing};
 use crate::watch::{Live, SAMPLE_EVERY};
 
 /// Exit code: the output could not be written.
 const OUTPUT: u8 = 1;
-/// Exit code: written, but incomplete.
+/// Exit code: written, but less than it should be.
 const INCOMPLETE: u8 = 3;
 /// Exit code: the guest could not be started, or was lost.
 const LOST: u8 = 5;
@@ -94,27 +94,25 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let inputs = [Some(args.guest.kernel.as_path()), args.initrd.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let output = Output::new(&args.to, &name_of(args), &inputs, args.when.dual)?;
-    let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
+    let (mut triggers, signals) = triggers(&args.when)?;
     triggers.console.clone_from(&args.console);
 
-    let directory =
-        tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
-    let kernel = kernel(&args.guest, directory.path())?;
-    let initrd = match &args.initrd {
-        Some(own) => own.clone(),
+    let kernel = kernel(&args.guest)?;
+    let packed = match &args.initrd {
+        Some(_) => None,
         None => {
-            let path = directory.path().join("initrd");
             let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
-            std::fs::write(&path, bytes)
-                .map_err(|e| failure(LOST)(format!("{}: {e}", path.display())))?;
-            path
+            let packed = Nameless::with("scx-postmortem-initrd", &bytes);
+            Some(packed.map_err(|e| failure(LOST)(format!("the initramfs: {e}")))?)
         }
     };
+    let initrd = args.initrd.as_ref();
+    let initrd = initrd.or(packed.as_ref().map(|packed| &packed.path));
     let config = Config {
         vcpus: args.cpus,
         memory_bytes: args.memory,
         kernel: kernel.image.clone(),
-        initrd,
+        initrd: initrd.cloned().unwrap_or_default(),
         append: format!("{APPEND} {}", args.append),
         unparked: args.unparked,
     };
@@ -126,6 +124,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let started = choose::start(&choice, &config, &triggers.end);
     let mut machine = started.map_err(|e| failure(LOST)(e.to_string()))?;
+    // In the guest's memory by now.
+    drop((kernel, packed));
     let echo = args.show_console.then(|| {
         Box::new(|bytes: &[u8]| {
             let _ = io::stderr().write_all(bytes);
@@ -133,7 +133,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     });
     follow(
         machine.as_mut(),
-        triggers,
+        (triggers, signals),
         "capture run",
         &output,
         echo,
@@ -141,18 +141,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     )
 }
 
-fn kernel(args: &GuestArgs, directory: &Path) -> Result<KernelFile, Failure> {
+fn kernel(args: &GuestArgs) -> Result<KernelFile, Failure> {
     let config = args.kernel_config.as_deref();
-    KernelFile::open(&args.kernel, config, !args.modules.is_empty(), directory)
-        .map_err(failure(LOST))
+    KernelFile::open(&args.kernel, config, !args.modules.is_empty()).map_err(failure(LOST))
 }
 
 /// Writes an initramfs.
 pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
     may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
-    let directory =
-        tempfile::tempdir().map_err(|e| failure(LOST)(format!("a temporary directory: {e}")))?;
-    let kernel = kernel(&args.guest, directory.path())?;
+    let kernel = kernel(&args.guest)?;
     let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
     let existing = Existing::forced(args.force);
     let write = || {
@@ -167,14 +164,14 @@ pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
 /// Watches a guest that is running already; the exit code.
 pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     let output = Output::new(&args.to, "guest", &[], args.when.dual)?;
-    let mut triggers = triggers(&args.when).map_err(|e| failure(LOST)(format!("signals: {e}")))?;
+    let (mut triggers, signals) = triggers(&args.when)?;
     triggers.goes_on = true;
     triggers.at_once = args.now;
     let mut machine = choose::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
     follow(
         machine.as_mut(),
-        triggers,
+        (triggers, signals),
         "capture attach",
         &output,
         None,
@@ -185,7 +182,7 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
 /// Follows a guest to its end, and writes what there is.
 fn follow(
     machine: &mut dyn Machine,
-    triggers: Triggers,
+    (triggers, signals): (Triggers, Signals),
     tool: &'static str,
     output: &Output<'_>,
     echo: Echo<'_>,
@@ -201,6 +198,7 @@ fn follow(
     let timeout = triggers.timeout;
     let mut coordinator = Coordinator::new(triggers, &mut eyes, tell, echo);
     let outcome = coordinator.follow(machine);
+    let writing = signals.writing();
     // What is to be written is ours by now; nothing of the guest has to run, or to stand, for it.
     machine.leave();
     let (kernel, why_not) = match coordinator.found() {
@@ -223,10 +221,10 @@ fn follow(
         notes: eyes.timeline().into_iter().collect(),
         ..guest
     };
-    finish(output, &guest, outcome, timeout)
+    finish(output, &guest, outcome, timeout, &writing)
 }
 
-fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
+fn triggers(args: &WhenArgs) -> Result<(Triggers, Signals), Failure> {
     let triggers = Triggers {
         moment: args.moment,
         early: args.dual,
@@ -239,13 +237,10 @@ fn triggers(args: &WhenArgs) -> io::Result<Triggers> {
         now: Arc::new(AtomicBool::new(false)),
         end: Arc::new(AtomicBool::new(false)),
     };
-    flag::register(SIGUSR1, Arc::clone(&triggers.now))?;
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        // The second one ends us at once; the guest goes with us.
-        flag::register_conditional_shutdown(signal, 128 + 15, Arc::clone(&triggers.end))?;
-        flag::register(signal, Arc::clone(&triggers.end))?;
-    }
-    Ok(triggers)
+    flag::register(SIGUSR1, Arc::clone(&triggers.now))
+        .and_then(|_| Signals::new(Arc::clone(&triggers.end)))
+        .map(|signals| (triggers, signals))
+        .map_err(|e| failure(LOST)(format!("signals: {e}")))
 }
 
 fn initramfs(args: &GuestArgs, kernel: &KernelFile) -> Result<Vec<u8>, String> {
@@ -270,17 +265,12 @@ fn finish(
     guest: &Guest,
     outcome: Outcome,
     timeout: Option<Duration>,
+    writing: &Writing,
 ) -> Result<u8, Failure> {
     let bar = progress_bar();
-    let most = output.args.max_size.unwrap_or(u64::MAX);
     let show = |progress: WriteProgress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.done_bytes);
-        if progress.file_bytes > most {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
     };
     let target = Target {
         output: &output.path,
@@ -289,6 +279,7 @@ fn finish(
         max_size: output.args.max_size,
         exclude: output.args.exclude,
         show: &show,
+        writing,
     };
     let end = outcome.end.clone();
     let fired = outcome.late.as_ref().map(|late| late.fired.clone());
@@ -297,7 +288,17 @@ fn finish(
     tell_saved(&saved, fired.as_ref());
     if !failed.is_empty() {
         let sentences: Vec<String> = failed.into_iter().map(|f| f.sentence).collect();
-        return Err(failure(OUTPUT)(sentences.join("; ")));
+        let code = if saved.is_empty() { OUTPUT } else { INCOMPLETE };
+        return Err(failure(code)(sentences.join("; ")));
+    }
+    if let Some((file, why)) = saved
+        .iter()
+        .find_map(|file| Some((file, file.dropped.as_ref()?)))
+    {
+        let path = file.path.display();
+        return Err(failure(INCOMPLETE)(format!(
+            "{path}: the early image was {why}"
+        )));
     }
     let also = match saved.first() {
         Some(file) if fired.is_none() => {

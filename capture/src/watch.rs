@@ -11,7 +11,7 @@ use scx_postmortem_analyze::addr::Kva;
 use scx_postmortem_analyze::error::{Error, Result};
 use scx_postmortem_analyze::kernel::vmcoreinfo::Vmcoreinfo;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
-use scx_postmortem_analyze::monitor::Sampler;
+use scx_postmortem_analyze::monitor::{OldestAge, Sampler};
 use scx_postmortem_analyze::object::Object;
 use scx_postmortem_analyze::probe::Latch;
 pub(crate) use scx_postmortem_analyze::probe::LatchState;
@@ -82,6 +82,8 @@ pub(crate) struct Seen {
     pub(crate) oldest_age: Option<u64>,
     /// Half of the watchdog's limit, in jiffies.
     pub(crate) half_timeout: Option<u64>,
+    /// There are more runnable tasks than were looked at: an older one may be among the rest.
+    pub(crate) cut: bool,
     /// What the latch of the probe says.
     pub(crate) latch: LatchState,
 }
@@ -92,6 +94,7 @@ impl Default for Seen {
             scheduler: None,
             oldest_age: None,
             half_timeout: None,
+            cut: false,
             latch: LatchState::NotResolved,
         }
     }
@@ -179,15 +182,17 @@ impl Eyes for Live {
         let latch = self.latch.as_ref();
         Some(Seen {
             latch: latch.map_or(LatchState::NotResolved, |latch| latch.state(&known.kernel)),
-            oldest_age: ages.map(|(oldest, _)| oldest),
-            half_timeout: ages.map(|(_, half)| half),
+            oldest_age: ages.map(|(oldest, ..)| oldest),
+            half_timeout: ages.map(|(_, half, _)| half),
+            cut: ages.is_some_and(|(.., cut)| cut),
             scheduler,
         })
     }
 
     fn ages(&self) -> Option<(u64, u64)> {
         let known = self.known.as_ref()?;
-        self.ages_of(known, &known.attached().ok()??)
+        let (age, half, _) = self.ages_of(known, &known.attached().ok()??)?;
+        Some((age, half))
     }
 
     fn failure(&self) -> Option<Scheduler> {
@@ -239,11 +244,12 @@ impl Live {
         before.is_some_and(|before| before != now)
     }
 
-    fn ages_of(&self, known: &Known, scheduler: &Scheduler) -> Option<(u64, u64)> {
-        let waiting = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
+    /// The longest wait, half of the limit, and whether not all tasks were looked at.
+    fn ages_of(&self, known: &Known, scheduler: &Scheduler) -> Option<(u64, u64, bool)> {
+        let OldestAge { jiffies, cut } = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
         let (watchdog, half) = known.watchdog(Kva(scheduler.at)).ok()?;
-        let waiting = Some(waiting).filter(|&age| age <= MAX_AGE);
-        Some((watchdog.max(waiting.unwrap_or(0)), half))
+        let waiting = Some(jiffies).filter(|&age| age <= MAX_AGE);
+        Some((watchdog.max(waiting.unwrap_or(0)), half, cut))
     }
 
     fn take(&mut self, kernel: Kernel) -> Found {

@@ -158,6 +158,35 @@ fn an_existing_file_is_kept_unless_forced() {
 }
 
 #[test]
+fn a_convert_that_is_killed_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let elf = core(dir.path());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_capture"))
+        .args(["convert", "--level", "19"])
+        .arg(&elf)
+        .arg("-o")
+        .arg(dir.path().join("x.core.zst"))
+        .spawn()
+        .unwrap();
+    // It writes into a file of this directory that is not the core.
+    let open = PathBuf::from(format!("/proc/{}/fd", child.id()));
+    let writes = || {
+        let files = fs::read_dir(&open).unwrap().flatten();
+        let mut files = files.filter_map(|entry| fs::read_link(entry.path()).ok());
+        files.any(|file| file.starts_with(dir.path()) && file != elf)
+    };
+    let started = std::time::Instant::now();
+    while !writes() {
+        assert!(started.elapsed().as_secs() < 60, "it writes nothing");
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(names(dir.path()), ["core.elf"]);
+}
+
+#[test]
 fn what_is_no_core_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("text");

@@ -5,6 +5,7 @@
     tests/guest/capture.py                       what CI runs: two kernels, about four minutes
     tests/guest/capture.py --all                 also a real scheduler, 20 error exits, 10 signals
     tests/guest/capture.py --case stall,kill     some of them
+    tests/guest/capture.py --all --write         every case; what was seen goes into docs/captures.md
 
 Each case is one promise of docs/capturing.md. Whatever happens, no file may have its final name
 unless it is whole, no emulator may be left, and the exit code must be the documented one.
@@ -35,12 +36,14 @@ from packages import Archive, PackageError, install_here  # noqa: E402
 # Another build of the programs: `SCX_POSTMORTEM_BUILD=debug`.
 BUILD = ROOT / "target" / os.environ.get("SCX_POSTMORTEM_BUILD", "release")
 CAPTURE = BUILD / "capture"
+# What was seen of all cases.
+PAGE = ROOT / "docs/captures.md"
 ANALYZE = BUILD / "analyze"
 # Demos' watchdog limit, seconds of the guest.
 WATCHDOG = 16
 # Exit codes of `capture`.
 INCOMPLETE, LOST, NO_SCHEDULER, ENDED, FAILED = 3, 5, 6, 7, 10
-# A boot that the emulator spoilt; see kernel-facts in docs/kernels.md.
+# A boot that the emulator spoilt: QEMU's software emulation does that now and then under load.
 SPOILT = ("Kernel panic - not syncing: Fatal exception", "Oops: int3", "Kernel panic - not syncing: Attempted to kill init")
 
 
@@ -125,7 +128,10 @@ def run(command, during=None, timeout=240):
     """Runs `capture`; `during` gets the process, its emulator, and a way to wait for a text on the guest's console."""
     if during:
         command = [*command, "--show-console"]
-    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace")
+    # Whatever it leaves is there.
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix="scxpm-t-"))
+    child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
+                             env={**os.environ, "TMPDIR": str(temporary)})
     said, words = [], []
     readers = [threading.Thread(target=lambda pipe, into: into.extend(pipe), args=pair, daemon=True)
                for pair in ((child.stderr, said), (child.stdout, words))]
@@ -162,6 +168,9 @@ def run(command, during=None, timeout=240):
             break
         time.sleep(0.1)
     check(not left, f"the emulator {left} is left")
+    left = sorted(p.name for p in temporary.iterdir())
+    shutil.rmtree(temporary)
+    check(not left, f"in its directory for temporary files there is {left}")
     if any(text in err + out for text in SPOILT):
         raise Failed(f"the emulator spoilt the boot: {err[-400:]}")
     return child.returncode, out, err
@@ -234,8 +243,17 @@ def case_dual(rig, kernel):
 
 
 def case_timed(rig, kernel, demo="error"):
-    """By a watchpoint: how long the exit kind had been set at the freeze."""
+    """How long the exit kind had been set at the freeze: by a watchpoint exactly, without one at most."""
     out = []
+    for moment, by in (("dump", "breakpoint"), ("poll", "poll")):
+        command, output = rig.command(demo, kernel, f"{moment}-{kernel}", "--moment", moment)
+        code, _, err = run(command)
+        check(code == FAILED, f"{moment}: exit {code}: {err}")
+        said = manifest(output)["trigger"]
+        check(said["by"] == by, f"{moment}: {said}")
+        ms = (said["exit_kind_unset_ns_before"] + said["freeze_ns"]) / 1e6
+        out.append(f"{moment} at most {ms:.1f} ms")
+        output.unlink()
     for moment in ("store", "timed"):
         command, output = rig.command(demo, kernel, f"{moment}-{kernel}", "--moment", moment)
         code, _, err = run(command)
@@ -261,10 +279,13 @@ def given_up(rig, kernel, name, *more, during=None):
 
 
 def case_unparked(rig, kernel):
-    degraded, said = given_up(rig, kernel, "unparked", "--unparked", "1")
-    check(any("1/2 vCPUs parked" in why for why in said["degraded"]), f"{said['degraded']}")
-    regs = degraded["vcpu_regs"]
-    check(len(regs) == 2 and regs[0] and regs[1] is None, f"registers: {regs}")
+    for vcpu in (1, 0):
+        name = f"unparked-{vcpu}"
+        degraded, said = given_up(rig, kernel, name, "--unparked", str(vcpu))
+        check(any("1/2 vCPUs parked" in why for why in said["degraded"]), f"{said['degraded']}")
+        best = report(rig.where / f"{name}.core.zst", "--best-effort")
+        for what, regs in (("degraded", degraded["vcpu_regs"]), ("best effort", best["vcpu_regs"])):
+            check(len(regs) == 2 and regs[vcpu] is None and regs[1 - vcpu], f"{what}, vCPU {vcpu} unparked: {regs}")
     return degraded["reason"]
 
 
@@ -289,6 +310,19 @@ def case_hang(rig, kernel):
 
     degraded, _ = given_up(rig, kernel, "hang", during=stop)
     return f"frozen emulator, SIGUSR1: {degraded['reason']}"
+
+
+def case_killed(rig, kernel):
+    """SIGKILL of capture while the guest runs: the guest goes with it, and nothing is left of either."""
+    def kill(child, own, until):
+        until('" enabled')
+        child.kill()
+
+    command, _ = rig.command("stall", kernel, "killed", "--dual")
+    code, _, err = run(command, kill)
+    check(code == -signal.SIGKILL, f"exit {code}: {err}")
+    nothing_but(rig.where, "killed")
+    return "no file, no emulator, no directory"
 
 
 def case_full(rig, kernel):
@@ -354,20 +388,25 @@ def case_sigterm(rig, kernel, count):
 
 def case_exits(rig, kernel, count):
     """Error exits, and how many were caught before the kernel took the queues apart."""
-    caught, times = 0, []
-    for index in range(count):
-        command, output = rig.command("error", kernel, "exits", "--moment", "timed")
-        code, _, err = run(command)
-        check(code == FAILED, f"exit {code}: {err}")
-        said, single = manifest(output)["trigger"], report(output)
-        # The teardown begins by setting the exit kind to DONE and entering bypass.
-        sched = single["postmortem"]["scheduler"]
-        caught += sched["exit_kind"] >= 1024 and not sched.get("bypass_depth")
-        times.append((said["exit_kind_set_ns_before"] + said["freeze_ns"]) / 1e6)
-        output.unlink()
-    check(caught == count, f"{caught} of {count} were caught before the teardown")
-    times.sort()
-    return f"{caught} of {count} before the teardown; store to freeze {times[0]:.0f} to {times[-1]:.0f} ms, median {times[len(times) // 2]:.0f}"
+    out = []
+    for moment, since in (("dump", "exit_kind_unset_ns_before"), ("timed", "exit_kind_set_ns_before")):
+        caught, times = 0, []
+        for index in range(count):
+            command, output = rig.command("error", kernel, "exits", "--moment", moment)
+            code, _, err = run(command)
+            check(code == FAILED, f"{moment}: exit {code}: {err}")
+            said, single = manifest(output)["trigger"], report(output)
+            # The teardown begins by setting the exit kind to DONE and entering bypass.
+            sched = single["postmortem"]["scheduler"]
+            caught += sched["exit_kind"] >= 1024 and not sched.get("bypass_depth")
+            times.append((said[since] + said["freeze_ns"]) / 1e6)
+            output.unlink()
+        check(caught == count, f"{moment}: {caught} of {count} were caught before the teardown")
+        times.sort()
+        words = "store to freeze" if moment == "timed" else "last look without an exit kind to freeze"
+        out.append(f"--moment {moment}: {caught} of {count} before the teardown; {words} "
+                   f"{times[0]:.0f} to {times[-1]:.0f} ms, median {times[len(times) // 2]:.0f}")
+    return "; ".join(out)
 
 
 def case_quiet(rig, kernel):
@@ -658,6 +697,7 @@ def cases(everything):
     yield "timed-7.3", lambda rig: case_timed(rig, "7.3")
     yield "unparked", lambda rig: case_unparked(rig, "7.3")
     yield "kill", lambda rig: case_kill(rig, "7.3")
+    yield "killed", lambda rig: case_killed(rig, "7.3")
     yield "full", lambda rig: case_full(rig, "7.3")
     yield "quiet", lambda rig: case_quiet(rig, "7.3")
     yield "none", lambda rig: case_no_scheduler(rig, "7.3")
@@ -694,6 +734,7 @@ def run_cases(options, prefix, make_rig, cases, failures, **tools):
     """Runs the cases that were asked for on what make_rig makes of a directory; exits 1 when one fails.
 
     failures: the exceptions after which a case is tried again.
+    Gives back what each case saw: [(name, text)].
     """
     install_here({"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "zstd": "zstd", **tools})
     for program in (CAPTURE, ANALYZE):
@@ -702,7 +743,7 @@ def run_cases(options, prefix, make_rig, cases, failures, **tools):
     wanted = [name for name in options.case.split(",") if name]
     where = options.keep or pathlib.Path(tempfile.mkdtemp(prefix=prefix))
     where.mkdir(parents=True, exist_ok=True)
-    bad = 0
+    bad, seen = 0, []
     try:
         rig = make_rig(where)
         for name, case in cases:
@@ -713,6 +754,7 @@ def run_cases(options, prefix, make_rig, cases, failures, **tools):
                 try:
                     text = case(rig)
                     print(f"ok      {name} ({time.time() - start:.0f} s): {text}", flush=True)
+                    seen.append((name, text))
                     break
                 except failures as error:
                     print(f"FAILED  {name}, attempt {attempt}: {error!r}", flush=True)
@@ -723,15 +765,44 @@ def run_cases(options, prefix, make_rig, cases, failures, **tools):
             shutil.rmtree(where, ignore_errors=True)
     if bad:
         sys.exit(f"{bad} cases failed")
+    return seen
+
+
+def page(seen, rig):
+    """The page of what all cases saw."""
+    emulator = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True)
+    version = emulator.stdout.splitlines()[0].removeprefix("QEMU emulator version ").split()[0]
+    kernels = ", ".join(sorted(found["release"] for found in rig.kernels.values()))
+    rows = "".join(f"| `{name}` | {' '.join(text.replace('|', '/').split())} |\n" for name, text in seen)
+    return f"""# Captures
+
+What `tests/guest/capture.py --all --write` saw of `capture` on real guests and on machines that break: QEMU {version}
+under software emulation on {os.cpu_count()} CPUs, kernels {kernels}. Times are those of the host. Each line is a case that
+held what docs/capturing.md promises: the exit code, no file under its final name unless whole, no emulator left.
+
+| case | what was seen |
+|---|---|
+{rows}"""
 
 
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--all", action="store_true", help="every case")
+    parser.add_argument("--write", action="store_true", help="with --all: what was seen goes into docs/captures.md")
     options = parser.parse_args()
+    if options.write and (options.case or not options.all):
+        parser.error("--write is for --all without --case: the page has every case")
     everything = options.all or bool(options.case)
-    run_cases(options, "scxpm-capture-", lambda where: Rig(options.cache, where), cases(everything),
-              (Failed, PackageError, subprocess.TimeoutExpired, LookupError), setpriv="util-linux")
+    rigs = []
+
+    def make(where):
+        rigs.append(Rig(options.cache, where))
+        return rigs[0]
+
+    seen = run_cases(options, "scxpm-capture-", make, cases(everything),
+                     (Failed, PackageError, subprocess.TimeoutExpired, LookupError), setpriv="util-linux")
+    if options.write:
+        PAGE.write_text(page(seen, rigs[0]))
 
 
 if __name__ == "__main__":

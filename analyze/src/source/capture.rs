@@ -5,11 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 use scx_postmortem_format::capture::{
     Absence, Capture, Excluded, ExcludedPages, LEFT_OUT, Manifest, MemoryKind, MemoryRegion,
-    NoteEntry, OpenError as FormatError, ReadError, Rule, note_types,
+    NoteEntry, OpenError as FormatError, ReadError, Rule, VcpuState, note_types,
 };
 
 use super::elf::{Note, NoteFacts};
-use super::{FileBytes, Image, ImageKind, PhysicalMemory, Region};
+use super::{FileBytes, Image, ImageKind, PhysicalMemory, Region, VcpuRegs};
 use crate::addr::Gpa;
 use crate::bytes::{to_u64, to_usize};
 use crate::error::{Error, OpenError};
@@ -20,6 +20,8 @@ pub const TORN: &str = "the capture was given up before all of the guest stood s
 const NOTE_LIMIT: u64 = 1 << 14;
 /// `MSR_IA32_TSC`.
 const MSR_TSC: u32 = 0x10;
+/// More vCPUs than any guest has.
+const MAX_VCPUS: u32 = 8192;
 /// Corrupt frames that are named.
 const MAX_DAMAGE: usize = 10;
 /// Sentences of one kind that are taken out of a manifest.
@@ -208,11 +210,9 @@ fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
         warnings.push(format!("the states of the vCPUs cannot be read: {fault}"));
         Vec::new()
     });
-    for state in &vcpu_states {
-        let vcpu = facts.vcpus.get_mut(to_usize(u64::from(state.vcpu)));
-        if let Some(Some(regs)) = vcpu {
-            regs.tsc = state.msr(MSR_TSC);
-        }
+    if !vcpu_states.is_empty() {
+        let cpus = half.manifest.as_ref().map_or(0, |manifest| manifest.cpus);
+        facts.vcpus = by_number(&vcpu_states, cpus);
     }
     let btf = capture.btf().unwrap_or_else(|fault| {
         warnings.push(format!("the BTF note cannot be read: {fault}"));
@@ -275,6 +275,27 @@ fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
         trigger,
         warnings,
     }
+}
+
+/// Registers in the places of their vCPUs, of which there are `count`. Register notes tell only the
+/// order of those that stopped.
+fn by_number(states: &[VcpuState], count: u32) -> Vec<Option<VcpuRegs>> {
+    let places = states.iter().map(|state| state.vcpu.saturating_add(1));
+    let count = places.fold(count, u32::max).min(MAX_VCPUS);
+    let mut found = vec![None; to_usize(u64::from(count))];
+    for state in states {
+        if let Some(place) = found.get_mut(to_usize(u64::from(state.vcpu))) {
+            let mut regs = VcpuRegs::from_prstatus(&state.to_prstatus());
+            if let (Some(regs), Some(qemu)) = (&mut regs, state.to_qemu()) {
+                regs.add_qemu_state(&qemu);
+            }
+            if let Some(regs) = &mut regs {
+                regs.tsc = state.msr(MSR_TSC);
+            }
+            *place = regs;
+        }
+    }
+    found
 }
 
 /// The parts of `regions` that the early image has.

@@ -687,16 +687,25 @@ fn the_peak_is_known_when_there_is_no_early_image() {
     let mut rig = rig(vec![
         nothing(aged(0)),
         nothing(aged(1200)),
-        nothing(aged(700)),
+        nothing(Seen {
+            cut: true,
+            ..aged(700)
+        }),
+        nothing(aged(800)),
         stopped(Stop::Execute(ENTRY)),
         stopped(Stop::Execute(BACK)),
     ]);
     rig.triggers.early = true;
     let (outcome, _) = rig.run();
-    let Early::Waiting { peak, threshold } = outcome.early else {
+    let Early::Waiting {
+        peak,
+        threshold,
+        cut,
+    } = outcome.early
+    else {
         panic!("an early image");
     };
-    assert_eq!((peak, threshold), (1200, 2000));
+    assert_eq!((peak, threshold, cut), (1200, 2000, true));
 }
 
 #[test]
@@ -735,6 +744,7 @@ fn a_lost_machine_leaves_its_memory() {
     let late = rig.late();
     assert_eq!(late.fired.kind, "lost");
     assert!(late.is_degraded() && late.frozen.vcpus.is_empty());
+    assert_eq!(late.frozen.cause, Cause::Gone);
     let mut page = [0; 4];
     late.memory.source().read(0, &mut page).unwrap();
     assert_eq!(page, [7; 4]);
@@ -995,6 +1005,65 @@ fn an_early_image_of_a_scheduler_that_was_replaced_is_no_half_of_a_pair() {
 }
 
 #[test]
+fn how_a_scheduler_went_says_nothing_of_the_next_one() {
+    let at = |at: u64, seen: Seen| Seen {
+        scheduler: seen.scheduler.map(|s| Scheduler { at, ..s }),
+        ..seen
+    };
+    // The first goes in order; then an early image of the second, and the guest ends.
+    let mut second = rig(vec![
+        nothing(with(0)),
+        nothing(with(64)),
+        nothing(at(0x9000, aged(0))),
+        nothing(at(0x9000, aged(2500))),
+        ended(),
+    ]);
+    // An early image of the first, which goes in order; the second is sound.
+    let mut first = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(2500)),
+        nothing(with(64)),
+        nothing(at(0x9000, with(0))),
+        ended(),
+    ]);
+    // An early image of the first, whose going nobody saw; the second goes in order.
+    let mut other = rig(vec![
+        nothing(aged(0)),
+        nothing(aged(2500)),
+        nothing(at(0x9000, with(0))),
+        nothing(at(0x9000, with(64))),
+        ended(),
+    ]);
+    for (rig, expected) in [
+        (&mut second, false),
+        (&mut first, true),
+        (&mut other, false),
+    ] {
+        rig.triggers.early = true;
+        rig.eyes.failure = None;
+        let (outcome, suppressed) = rig.run();
+        assert!(matches!(outcome.early, Early::Taken { .. }));
+        assert!(outcome.late.is_none());
+        assert_eq!(suppressed, expected);
+    }
+}
+
+#[test]
+fn where_ages_are_not_known_no_image_stands_for_an_early_one() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.early = true;
+    rig.machine.live = false;
+    rig.eyes.ages = Some((2500, 2000));
+    let (outcome, _) = rig.run();
+    assert_eq!(outcome.end, End::Late);
+    assert!(matches!(outcome.early, Early::Waiting { .. }));
+}
+
+#[test]
 fn a_late_image_that_is_old_enough_stands_for_both() {
     let script = || {
         vec![
@@ -1031,6 +1100,8 @@ fn a_machine_that_takes_no_orders_any_more_is_lost_with_its_memory() {
     let late = outcome.late.unwrap();
     assert_eq!(late.fired.kind, "lost");
     assert!(late.is_degraded());
+    assert_eq!(late.frozen.cause, Cause::Silent);
+    assert!(matches!(late.memory, Memory::Own(_)));
     // At a breakpoint.
     let mut stops = rig(vec![nothing(with(0)), stopped(Stop::Execute(ENTRY))]);
     stops.machine.takes = 1;
@@ -1044,6 +1115,61 @@ fn a_machine_that_takes_no_orders_any_more_is_lost_with_its_memory() {
 }
 
 #[test]
+fn someone_elses_guest_that_is_lost_is_copied_unless_it_has_ended() {
+    let refuses = || MachineError::Refused {
+        what: "a breakpoint".into(),
+        why: "no".into(),
+    };
+    let gone = || MachineError::Gone("it ended".into());
+    for (error, cause, copied) in [
+        (hung(), Cause::Silent, true),
+        (refuses(), Cause::Refused, true),
+        (gone(), Cause::Gone, false),
+    ] {
+        let mut rig = rig(vec![nothing(with(0))]);
+        rig.machine.script.push_back(Turn {
+            event: Err(error),
+            ..turn(None, None)
+        });
+        rig.triggers.goes_on = true;
+        let late = rig.late();
+        assert_eq!(late.frozen.cause, cause);
+        assert_eq!(matches!(late.memory, Memory::Copy(_)), copied, "{cause:?}");
+        assert_eq!(late.copied, copied.then_some(4096));
+    }
+}
+
+#[test]
+fn someone_elses_guest_whose_memory_cannot_be_copied_leaves_no_late_image() {
+    let mut rig = rig(vec![
+        nothing(with(0)),
+        stopped(Stop::Execute(ENTRY)),
+        stopped(Stop::Execute(BACK)),
+    ]);
+    rig.triggers.goes_on = true;
+    rig.machine.memory = cannot_be_copied();
+    let (outcome, _) = rig.run();
+    let End::Lost(why) = outcome.end else {
+        panic!("{:?}", outcome.end);
+    };
+    assert!(why.contains("cannot be copied"), "{why}");
+    assert!(outcome.late.is_none());
+    assert!(!rig.machine.stands);
+}
+
+/// A process whose page map ends before its memory does.
+fn cannot_be_copied() -> GuestMemory {
+    let file = || tempfile::tempfile().unwrap();
+    let piece = Mapping {
+        gpa: 0,
+        bytes: 1 << 20,
+        offset: 0,
+    };
+    let backing = vec![Backing::process(file(), file())];
+    GuestMemory::from_parts(backing, vec![(piece, 0)])
+}
+
+#[test]
 fn an_early_image_that_cannot_be_copied_is_given_up_and_the_guest_goes_on() {
     let mut rig = rig(vec![
         nothing(aged(0)),
@@ -1052,15 +1178,7 @@ fn an_early_image_that_cannot_be_copied_is_given_up_and_the_guest_goes_on() {
         stopped(Stop::Execute(BACK)),
     ]);
     rig.triggers.early = true;
-    // A process whose page map ends before its memory does.
-    let file = || tempfile::tempfile().unwrap();
-    let piece = Mapping {
-        gpa: 0,
-        bytes: 1 << 20,
-        offset: 0,
-    };
-    let backing = vec![Backing::process(file(), file())];
-    rig.machine.memory = GuestMemory::from_parts(backing, vec![(piece, 0)]);
+    rig.machine.memory = cannot_be_copied();
     let (outcome, _) = rig.run();
     let Early::Failed(why) = outcome.early else {
         panic!("an early image");
@@ -1166,7 +1284,7 @@ fn what_fails_is_not_forgotten_for_a_stop_of_something_else() {
     rig.eyes.found.as_mut().unwrap().log_dump = Some(LOG);
     let late = rig.late();
     assert_eq!((late.fired.kind, late.fired.by), ("scx_exit", Some("poll")));
-    assert_eq!(late.frozen.cause, Cause::Gone);
+    assert_eq!(late.frozen.cause, Cause::Ended);
 }
 
 #[test]

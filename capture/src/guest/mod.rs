@@ -9,6 +9,7 @@ mod modules;
 pub(crate) mod package;
 mod probe;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use self::cpio::Archive;
 pub(crate) use self::libraries::program;
 use self::package::Package;
+use crate::machine::Nameless;
 
 /// Where the guest finds what to do. Its presence makes this program an init.
 pub(crate) const PLAN: &str = "/scxpm/plan.json";
@@ -61,6 +63,8 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct KernelFile {
     /// A bzImage, or a vmlinux.
     pub(crate) image: PathBuf,
+    /// Holds it, when it is out of a package.
+    unpacked: Option<Nameless>,
     /// `uname -r`.
     pub(crate) release: Option<String>,
     /// Its configuration: some schedulers ask for it.
@@ -70,14 +74,8 @@ pub(crate) struct KernelFile {
 }
 
 impl KernelFile {
-    /// `path` is an image or a package, of which the image goes into `directory`. `config` names
-    /// a configuration, otherwise it is looked for.
-    pub(crate) fn open(
-        path: &Path,
-        config: Option<&Path>,
-        modules: bool,
-        directory: &Path,
-    ) -> Result<Self, String> {
+    /// `path` is an image or a package. `config` names a configuration, otherwise it is looked for.
+    pub(crate) fn open(path: &Path, config: Option<&Path>, modules: bool) -> Result<Self, String> {
         let mut this = Self {
             image: path.to_owned(),
             ..Self::default()
@@ -93,9 +91,10 @@ impl KernelFile {
                     if names.is_empty() { "nothing of a kernel".into() } else { names.join(", ") }
                 )
             })?;
-            this.image = directory.join("vmlinuz");
-            std::fs::write(&this.image, image)
-                .map_err(|e| format!("{}: {e}", this.image.display()))?;
+            let unpacked = Nameless::with("scx-postmortem-kernel", image)
+                .map_err(|e| format!("{}: a copy of its kernel: {e}", path.display()))?;
+            this.image.clone_from(&unpacked.path);
+            this.unpacked = Some(unpacked);
             content = image.to_vec();
             this.config = package.config().map(<[u8]>::to_vec);
             this.package = Some(package);
@@ -142,6 +141,8 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     archive.link("lib64", "lib");
     archive.directory("lib");
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let mut origins = Origins::default();
+    origins.is_new("/init", &own)?;
     add_program(&mut archive, &own, "/init", root)?;
 
     let mut plan = Plan {
@@ -172,7 +173,7 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
             let path = program(name, root)?;
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             let guest = format!("/bin/{file}");
-            if !archive.contains(&guest) {
+            if origins.is_new(&guest, &path)? {
                 add_program(&mut archive, &path, &guest, root)?;
             }
             *name = guest;
@@ -186,6 +187,9 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
             "" => format!("/{name}"),
             guest => guest.to_owned(),
         };
+        if !origins.is_new(&guest, here)? {
+            continue;
+        }
         let content = read(here)?;
         // A program comes with what it needs.
         if content.starts_with(b"\x7fELF\x02\x01\x01") && !guest.ends_with(".o") {
@@ -212,6 +216,32 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
         archive.link("/bin/sh", "dash");
     }
     archive.bytes().map_err(|e| e.to_string())
+}
+
+/// Where what was named for the guest is here, by its path there.
+#[derive(Default)]
+struct Origins(BTreeMap<String, PathBuf>);
+
+impl Origins {
+    /// Whether `here` is not in the guest yet. A path there is for one file: the second would be
+    /// run, or read, in place of the first.
+    fn is_new(&mut self, guest: &str, here: &Path) -> Result<bool, String> {
+        // What cannot be found is told by who reads it.
+        let real = here.canonicalize().unwrap_or_else(|_| here.to_owned());
+        let key = guest.trim_matches('/').to_owned();
+        match self.0.get(&key) {
+            Some(first) if *first == real => Ok(false),
+            Some(first) => Err(format!(
+                "{} and {}: both would be {guest} in the guest; rename one of them",
+                first.display(),
+                real.display()
+            )),
+            None => {
+                self.0.insert(key, real);
+                Ok(true)
+            }
+        }
+    }
 }
 
 /// The words of a command line, as a shell splits them.
@@ -281,4 +311,45 @@ fn config_beside(kernel: &Path, release: &str) -> Option<PathBuf> {
         PathBuf::from(format!("/usr/lib/modules/{release}/config")),
     ];
     places.into_iter().find(|place| place.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_programs_of_one_name_are_refused_and_one_of_two_names_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["a", "b"] {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::copy("/bin/true", at(&format!("{name}/foo"))).unwrap();
+        }
+        std::os::unix::fs::symlink(at("a"), at("c")).unwrap();
+        let kernel = KernelFile::default();
+        let build = |workload: &str, file: Option<String>| {
+            let wanted = Wanted {
+                scheduler: &at("a/foo"),
+                workloads: &[format!("{} --x", at(workload))],
+                files: &Vec::from_iter(file),
+                probe: false,
+                root: None,
+                modules: &[],
+                kernel: &kernel,
+            };
+            initramfs(&wanted)
+        };
+        let why = build("b/foo", None).unwrap_err();
+        let both = [at("a/foo"), at("b/foo"), "/bin/foo".into()];
+        assert!(both.iter().all(|path| why.contains(path)), "{why}");
+        assert!(build("c/foo", None).is_ok(), "the same program twice");
+        for (file, guest) in [("b/foo", "bin/foo"), ("b/foo", "/init")] {
+            let why = build("a/foo", Some(format!("{}:{guest}", at(file)))).unwrap_err();
+            assert!(why.contains("rename one") && why.contains(guest), "{why}");
+        }
+        assert!(
+            build("a/foo", Some(at("b/foo"))).is_ok(),
+            "it is /foo there"
+        );
+    }
 }

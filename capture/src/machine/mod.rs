@@ -8,8 +8,13 @@ pub(crate) mod memory;
 mod perf;
 mod qemu;
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use self::copied::{Copied, Room};
 pub(crate) use self::memory::{GuestMemory, Mapping, Touched};
@@ -42,6 +47,44 @@ pub(crate) enum MachineError {
         /// Its answer.
         why: String,
     },
+}
+
+impl MachineError {
+    /// What it keeps a freeze from being sound by.
+    pub(crate) const fn cause(&self) -> Cause {
+        match self {
+            Self::Start(_) | Self::Gone(_) => Cause::Gone,
+            Self::Late { .. } => Cause::Silent,
+            Self::Refused { .. } => Cause::Refused,
+        }
+    }
+}
+
+/// A file that other programs open by its path, and that has no name in any directory: it goes with
+/// this process, however that ends.
+#[derive(Debug)]
+pub(crate) struct Nameless {
+    pub(crate) file: File,
+    /// Where it is as long as this process has it open.
+    pub(crate) path: PathBuf,
+}
+
+impl Nameless {
+    /// `name` is for who looks at open files.
+    pub(crate) fn new(name: &str) -> io::Result<Self> {
+        let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+        // By our own entry in /proc, so that nothing has to be inherited.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let path = PathBuf::from(path);
+        Ok(Self { file, path })
+    }
+
+    /// With this content.
+    pub(crate) fn with(name: &str, content: &[u8]) -> io::Result<Self> {
+        let mut this = Self::new(name)?;
+        this.file.write_all(content)?;
+        Ok(this)
+    }
 }
 
 /// A guest to start, whatever runs it.
@@ -103,6 +146,12 @@ pub(crate) enum Cause {
     Late,
     /// The machine went away.
     Gone,
+    /// The guest was powered off or reset, by itself.
+    Ended,
+    /// The machine did not answer.
+    Silent,
+    /// The machine did not do what it was asked.
+    Refused,
     /// They stopped, and their registers could not be taken.
     Registers,
 }

@@ -1,13 +1,14 @@
 //! A file that appears under its name only when it is complete.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 /// What to do when the final name is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +27,18 @@ impl Existing {
     }
 }
 
-/// A file under a temporary name in the directory of its final name, readable by its owner only.
+/// A file without a name in the directory of its final name, readable by its owner only.
 ///
-/// [`commit`](Self::commit) gives it its final name. Dropped before that, it is removed.
+/// [`commit`](Self::commit) gives it its final name. Dropped before that, or when this process is
+/// killed, it is gone. Where the file system has no files without a name (`O_TMPFILE`) it has a
+/// temporary one, which is left behind by a process that is killed.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
+    /// Where it can be opened by now.
     temporary: PathBuf,
+    /// Its temporary name, where it has one.
+    name: Option<PathBuf>,
     target: PathBuf,
     existing: Existing,
     done: bool,
@@ -59,13 +65,29 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 impl AtomicFile {
-    /// Creates the temporary file for `target`.
+    /// Creates the file for `target`.
     ///
     /// # Errors
     /// When `target` is not a name for a regular file (a directory, a device), exists and may
     /// not be replaced, or when its directory cannot be written to.
     pub fn create(target: &Path, existing: Existing) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self::create_as(target, existing, unnamed(directory(target)))
+    }
+
+    /// As [`create`](Self::create) on a file system where each file has a name, for tests.
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    pub fn create_named(target: &Path, existing: Existing) -> io::Result<Self> {
+        Self::create_as(target, existing, None)
+    }
+
+    fn create_as(
+        target: &Path,
+        existing: Existing,
+        unnamed: Option<(File, PathBuf)>,
+    ) -> io::Result<Self> {
         let name = target.file_name().ok_or_else(|| {
             let why = format!("{} is not a name for a file", target.display());
             io::Error::new(io::ErrorKind::InvalidInput, why)
@@ -81,12 +103,25 @@ impl AtomicFile {
             Ok(_) if existing == Existing::Refuse => return Err(taken(target)),
             _ => {}
         }
+        // A name that is too long must not show at the end.
+        let mut temporary = temporary_name(target, name);
+        if let Err(e) = std::fs::symlink_metadata(&temporary)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(context(&temporary, "cannot create", &e));
+        }
+        let this = |file, temporary: PathBuf, named: bool| Self {
+            file,
+            name: named.then(|| temporary.clone()),
+            temporary,
+            target: target.to_owned(),
+            existing,
+            done: false,
+        };
+        if let Some((file, opened)) = unnamed {
+            return Ok(this(file, opened, false));
+        }
         loop {
-            let mut temporary = OsString::from(".");
-            temporary.push(name);
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            temporary.push(format!(".{}.{number}.tmp", std::process::id()));
-            let temporary = directory(target).join(temporary);
             // `create_new` neither follows a link nor takes over a file.
             let file = OpenOptions::new()
                 .read(true)
@@ -95,16 +130,10 @@ impl AtomicFile {
                 .mode(0o600)
                 .open(&temporary);
             match file {
-                Ok(file) => {
-                    return Ok(Self {
-                        file,
-                        temporary,
-                        target: target.to_owned(),
-                        existing,
-                        done: false,
-                    });
+                Ok(file) => return Ok(this(file, temporary, true)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    temporary = temporary_name(target, name);
                 }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(context(&temporary, "cannot create", &e)),
             }
         }
@@ -115,7 +144,7 @@ impl AtomicFile {
         &mut self.file
     }
 
-    /// Where the file is until it is committed.
+    /// Where this process can open the file until it is committed.
     #[must_use]
     pub fn temporary_path(&self) -> &Path {
         &self.temporary
@@ -164,30 +193,74 @@ impl AtomicFile {
     fn publish(&mut self, name: &Path, existing: Existing) -> io::Result<()> {
         self.file
             .sync_all()
-            .map_err(|e| context(&self.temporary, "cannot sync", &e))?;
-        let renamed = match existing {
-            Existing::Replace => std::fs::rename(&self.temporary, name),
-            Existing::Refuse => self.rename_unless_taken(name),
+            .map_err(|e| context(&self.target, "cannot sync what is to be", &e))?;
+        let renamed = match (existing, &self.name) {
+            (Existing::Replace, _) => self
+                .named()
+                .and_then(|temporary| std::fs::rename(temporary, name)),
+            (Existing::Refuse, Some(temporary)) => rename_unless_taken(temporary, name),
+            // A link replaces nothing.
+            (Existing::Refuse, None) => self.link(name),
         };
         renamed.map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists => taken(name),
-            _ => context(name, "cannot rename the finished file to", &e),
+            _ => context(name, "cannot give the finished file its name", &e),
         })?;
         self.done = true;
         sync_directory(name)
     }
 
-    fn rename_unless_taken(&self, name: &Path) -> io::Result<()> {
+    fn link(&self, name: &Path) -> io::Result<()> {
         let here = rustix::fs::CWD;
-        match rustix::fs::renameat_with(here, &self.temporary, here, name, RenameFlags::NOREPLACE) {
-            // Not every file system knows the flag; a hard link does not replace either.
-            Err(rustix::io::Errno::INVAL) => {
-                std::fs::hard_link(&self.temporary, name)?;
-                std::fs::remove_file(&self.temporary)
-            }
-            other => other.map_err(io::Error::from),
-        }
+        let flags = AtFlags::SYMLINK_FOLLOW;
+        rustix::fs::linkat(here, &self.temporary, here, name, flags).map_err(io::Error::from)
     }
+
+    /// Its temporary name, which it gets now if it has none: only a rename replaces a file.
+    fn named(&mut self) -> io::Result<&Path> {
+        while self.name.is_none() {
+            let name = temporary_name(&self.target, self.target.file_name().unwrap_or_default());
+            match self.link(&name) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+                Ok(()) => self.name = Some(name),
+            }
+        }
+        Ok(self.name.as_deref().unwrap_or(&self.temporary))
+    }
+}
+
+fn rename_unless_taken(temporary: &Path, name: &Path) -> io::Result<()> {
+    let here = rustix::fs::CWD;
+    match rustix::fs::renameat_with(here, temporary, here, name, RenameFlags::NOREPLACE) {
+        // Not every file system knows the flag; a hard link does not replace either.
+        Err(rustix::io::Errno::INVAL) => {
+            std::fs::hard_link(temporary, name)?;
+            std::fs::remove_file(temporary)
+        }
+        other => other.map_err(io::Error::from),
+    }
+}
+
+/// A name beside `target` that no other file of this process has.
+fn temporary_name(target: &Path, name: &OsStr) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}.{number}.tmp", std::process::id()));
+    directory(target).join(temporary)
+}
+
+/// A file without a name, and a path that leads to it while it is open here: `linkat(2)` takes that.
+/// `None` where that does not work; why not shows when a file with a name is made.
+fn unnamed(directory: &Path) -> Option<(File, PathBuf)> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).ok()?;
+    let file = File::from(file);
+    let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    std::fs::metadata(&opened).ok()?;
+    Some((file, opened))
 }
 
 fn taken(target: &Path) -> io::Error {
@@ -218,39 +291,9 @@ impl Seek for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.done {
+        if let Some(name) = self.name.as_ref().filter(|_| !self.done) {
             // Nothing can be done about a failure here.
-            let _ = std::fs::remove_file(&self.temporary);
+            let _ = std::fs::remove_file(name);
         }
     }
-}
-
-/// Bytes that an unprivileged user can still write to the file system of `path` or, when `path`
-/// does not exist yet, of its directory.
-///
-/// # Errors
-/// The operating system's.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
-    let place = if path.is_dir() { path } else { directory(path) };
-    let stat = rustix::fs::statvfs(place)
-        .map_err(|e| context(place, "cannot see how much space is free in", &e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-/// Checks that `bytes` can still be written next to `path`.
-///
-/// # Errors
-/// `StorageFull` with both numbers when not, or the operating system's.
-pub fn ensure_space(path: &Path, bytes: u64) -> io::Result<()> {
-    let free = free_bytes(path)?;
-    if free >= bytes {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::StorageFull,
-        format!(
-            "{} needs up to {bytes} bytes, {free} are free; free some space or choose another directory",
-            path.display()
-        ),
-    ))
 }

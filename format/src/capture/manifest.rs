@@ -172,7 +172,8 @@ pub struct Timings {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Abandoned {
-    /// Why: `timeout` (not every vCPU stopped in time), `killed` (the run was ended meanwhile).
+    /// Why: `timeout` (not every vCPU stopped in time), `killed` (the run was ended meanwhile), else
+    /// in words.
     pub cause: String,
     /// Milliseconds from the start of the capture until it was given up.
     pub elapsed_ms: u64,

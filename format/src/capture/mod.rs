@@ -26,7 +26,7 @@ mod timeline;
 mod vcpu;
 mod write;
 
-pub use self::atomic::{AtomicFile, Existing, ensure_space, free_bytes};
+pub use self::atomic::{AtomicFile, Existing};
 pub use self::early::Early;
 pub use self::elf::Segment;
 pub use self::error::{Absence, ExportError, OpenError, ReadError, WriteError};

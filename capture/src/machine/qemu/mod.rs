@@ -62,10 +62,7 @@ enum Owner {
     Us {
         child: Child,
         /// Where its messages go.
-        said: PathBuf,
-        /// Holds the sockets and the console; gone with us.
-        #[expect(dead_code, reason = "held until the end")]
-        directory: tempfile::TempDir,
+        said: File,
     },
     /// Someone else's: it goes on as it did.
     Other {
@@ -488,12 +485,11 @@ impl Machine for Qemu {
 
     fn freeze(&mut self, deadline: Duration) -> Frozen {
         let mut frozen = Frozen::default();
-        let cause = |error: &MachineError, otherwise| match error {
-            MachineError::Gone(_) => Cause::Gone,
-            _ => otherwise,
-        };
         if let Err(error) = self.pause(deadline) {
-            frozen.cause = cause(&error, Cause::Late);
+            frozen.cause = match error.cause() {
+                Cause::Silent => Cause::Late,
+                other => other,
+            };
             frozen.faults.push(error.to_string());
             return frozen;
         }
@@ -501,7 +497,10 @@ impl Machine for Qemu {
         match refreshed.and_then(|()| self.registers()) {
             Ok(vcpus) => frozen.vcpus = vcpus,
             Err(error) => {
-                frozen.cause = cause(&error, Cause::Registers);
+                frozen.cause = match error.cause() {
+                    Cause::Gone => Cause::Gone,
+                    _ => Cause::Registers,
+                };
                 frozen.faults.push(error.to_string());
             }
         }
@@ -593,12 +592,13 @@ fn forget(frozen: &mut Frozen, vcpu: u32) {
 }
 
 /// The end of what QEMU has printed, as the end of a sentence.
-fn last_words(path: &Path) -> String {
+fn last_words(mut said: &File) -> String {
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|mut file| {
-        let from = file.metadata()?.len().saturating_sub(MAX_SAID);
-        file.seek(SeekFrom::Start(from))?;
-        file.take(MAX_SAID).read_to_end(&mut text)
+    // QEMU writes at the place that it shares with us; it has ended.
+    let read = said.metadata().and_then(|meta| {
+        let from = meta.len().saturating_sub(MAX_SAID);
+        said.seek(SeekFrom::Start(from))?;
+        said.take(MAX_SAID).read_to_end(&mut text)
     });
     let text = String::from_utf8_lossy(&text);
     match (read, text.trim()) {
@@ -633,7 +633,7 @@ fn connect(
 /// system, so that a talkative guest does not fill it.
 #[derive(Debug)]
 struct Tail {
-    path: PathBuf,
+    file: File,
     /// How far it was read.
     at: u64,
     /// How far its blocks were given back.
@@ -641,25 +641,22 @@ struct Tail {
 }
 
 impl Tail {
-    fn new(path: PathBuf) -> Self {
+    const fn new(file: File) -> Self {
         let (at, freed) = (0, 0);
-        Self { path, at, freed }
+        Self { file, at, freed }
     }
 
     fn new_bytes(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         // A console that cannot be read is an empty one: it decides nothing by itself.
-        let _ = File::open(&self.path).and_then(|mut file| {
-            file.seek(SeekFrom::Start(self.at))?;
-            file.take(MAX_READ).read_to_end(&mut bytes)
-        });
+        let mut file = &self.file;
+        let _ = file
+            .seek(SeekFrom::Start(self.at))
+            .and_then(|_| file.take(MAX_READ).read_to_end(&mut bytes));
         self.at += u64::try_from(bytes.len()).unwrap_or(0);
         if self.at - self.freed > MAX_READ {
-            // A file system without holes keeps it all.
-            let _ = File::options().write(true).open(&self.path).map(|file| {
-                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                fallocate(file, hole, 0, self.at)
-            });
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = fallocate(file, hole, 0, self.at);
             self.freed = self.at;
         }
         bytes
@@ -675,10 +672,10 @@ mod tests {
 
     #[test]
     fn a_console_is_read_as_it_grows_and_takes_no_more_room_than_what_is_new() {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-        let path = directory.path().join("console");
-        let mut file = File::create(&path).unwrap();
-        let mut tail = Tail::new(path);
+        let console = crate::machine::Nameless::new("console").unwrap();
+        // As QEMU opens it.
+        let mut file = File::create(&console.path).unwrap();
+        let mut tail = Tail::new(console.file);
         let mut read = 0;
         for round in 0..12u8 {
             file.write_all(&vec![round; 1 << 20]).unwrap();

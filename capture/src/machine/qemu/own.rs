@@ -2,18 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
 use super::gdb::Gdb;
 use super::qmp::Qmp;
 use super::{BACKEND, Owner, Parts, Qemu, Tail, last_words};
-use crate::machine::{Config, GuestMemory, Machine, MachineError};
+use crate::machine::{Config, GuestMemory, Machine, MachineError, Nameless};
 
 /// Time in which QEMU opens its sockets.
 const START: Duration = Duration::from_secs(30);
@@ -52,18 +49,16 @@ impl Qemu {
             .tempdir()
             .map_err(|e| start("a temporary directory", &e))?;
         let at = |name: &str| directory.path().join(name);
-        let memory: File = memfd_create("scx-postmortem-guest", MemfdFlags::CLOEXEC)
-            .map_err(|e| start("memory for the guest", &e))?
-            .into();
-        memory
-            .set_len(config.memory_bytes)
-            .map_err(|e| start("memory for the guest", &e))?;
-        let said = at("qemu.err");
-        let errors = File::create(&said).map_err(|e| start("its messages", &e))?;
-        for name in ["console", "host"] {
-            File::create(at(name)).map_err(|e| start("its console", &e))?;
-        }
-        let arguments = arguments(emulator, config, directory.path(), &memory);
+        let file = |name: &str, what: &str| Nameless::new(name).map_err(|e| start(what, &e));
+        let memory = file("scx-postmortem-guest", "memory for the guest")?;
+        let sized = memory.file.set_len(config.memory_bytes);
+        sized.map_err(|e| start("memory for the guest", &e))?;
+        let said = file("scx-postmortem-messages", "its messages")?.file;
+        let errors = said.try_clone().map_err(|e| start("its messages", &e))?;
+        let console = file("scx-postmortem-console", "its console")?;
+        let host = file("scx-postmortem-host", "its console")?;
+        let files = [&memory, &console, &host].map(|file| file.path.display().to_string());
+        let arguments = arguments(emulator, config, directory.path(), &files);
         let mut child = spawn(&emulator.program, &arguments, errors)?;
 
         let deadline = Instant::now() + START;
@@ -82,16 +77,15 @@ impl Qemu {
                 )));
             }
         };
-        let (console, host) = (Tail::new(at("console")), Tail::new(at("host")));
+        // It held the sockets, and QEMU has opened all that it opens by now: nothing is left of us when
+        // we are killed.
+        drop(directory);
+        let (console, host) = (Tail::new(console.file), Tail::new(host.file));
         let mut qemu = Self::new(Parts {
-            owner: Owner::Us {
-                child,
-                said,
-                directory,
-            },
+            owner: Owner::Us { child, said },
             qmp,
             gdb,
-            memory: GuestMemory::new(memory, Vec::new()),
+            memory: GuestMemory::new(memory.file, Vec::new()),
             vcpus: config.vcpus,
             kvm: emulator.accel == Accel::Kvm,
             runs: false,
@@ -105,10 +99,14 @@ impl Qemu {
     }
 }
 
-fn arguments(emulator: &Emulator, config: &Config, directory: &Path, memory: &File) -> Vec<String> {
+/// `directory` is for sockets, the files are for the memory and the two serial ports.
+fn arguments(
+    emulator: &Emulator,
+    config: &Config,
+    directory: &Path,
+    [memory, console, host]: &[String; 3],
+) -> Vec<String> {
     let at = |name: &str| directory.join(name).display().to_string();
-    // QEMU opens our memfd by our own entry in /proc, so that nothing has to be inherited.
-    let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
     let accel = match emulator.accel {
         Accel::Tcg => "tcg,thread=multi",
         Accel::Kvm => "kvm",
@@ -125,7 +123,7 @@ fn arguments(emulator: &Emulator, config: &Config, directory: &Path, memory: &Fi
         "-machine",
         &format!("pc,memory-backend={BACKEND}"),
         "-object",
-        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory_path},share=on"),
+        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory},share=on"),
         "-m",
         &format!("{}M", size >> 20),
         "-accel",
@@ -141,11 +139,11 @@ fn arguments(emulator: &Emulator, config: &Config, directory: &Path, memory: &Fi
         "-append",
         &config.append,
         "-chardev",
-        &format!("file,id=console,path={}", at("console")),
+        &format!("file,id=console,path={console}"),
         "-serial",
         "chardev:console",
         "-chardev",
-        &format!("file,id=host,path={}", at("host")),
+        &format!("file,id=host,path={host}"),
         "-serial",
         "chardev:host",
         "-chardev",
