@@ -8,6 +8,7 @@ mod boot;
 mod cpuid;
 mod debug;
 mod devices;
+mod jail;
 mod layout;
 mod probe;
 mod raw;

@@ -32,6 +32,17 @@ const HELLO: &[u8] = &[
     0xeb, 0xfd, // jmp 0x11
 ];
 
+/// Makes a device open a file of the host, then powers off.
+#[rustfmt::skip]
+const BREAKER: &[u8] = &[
+    0x66, 0xba, 0x00, 0x07, // mov dx,0x700
+    0xee, // out dx,al
+    0x66, 0xba, 0x04, 0x06, // mov dx,0x604
+    0x66, 0xb8, 0x00, 0x34, // mov ax,0x3400
+    0x66, 0xef, // out dx,ax
+    0xeb, 0xfe, // jmp 0xf
+];
+
 /// Tells the first vCPU that it runs.
 #[rustfmt::skip]
 const SECOND: &[u8] = &[
@@ -209,6 +220,32 @@ fn a_guest_writes_to_its_console_and_powers_off() {
     assert_eq!(ended(&mut machine), ("powered off".into(), true));
     assert_eq!(machine.console(), b"k");
     assert_eq!(machine.describe().0, "kvm");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn what_a_guest_makes_a_device_do_is_refused_by_the_kernel() {
+    const FILTERED: &str = "Seccomp:\t2";
+    let _one = one();
+    let mut machine = tiny(&[BREAKER, COUNT], None);
+    machine.stop_at(&[Stop::Change(DATA + 8)]).unwrap();
+    assert_eq!(ended(&mut machine), ("powered off".into(), true));
+    let opened = *machine.devices.opened.lock().unwrap();
+    assert_eq!(opened, Some(Some(libc::EPERM)));
+    // All threads that serve the guest have a filter, and this one has not.
+    let mut found = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let name = read("comm").trim().to_owned();
+        if name.starts_with("vcpu-") || name == "watcher" {
+            assert!(read("status").contains(FILTERED), "{name}");
+            found.push(name);
+        }
+    }
+    found.sort();
+    assert_eq!(found, ["vcpu-0", "vcpu-1", "watcher"]);
+    let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    assert!(!own.contains(FILTERED), "{own}");
 }
 
 #[test]

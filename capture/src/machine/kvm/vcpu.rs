@@ -22,6 +22,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::super::Stop;
 use super::debug;
 use super::devices::{Devices, Effect};
+use super::jail::{self, Role};
 use super::raw::Vcpu;
 
 /// How long a signal has to work before it is repeated.
@@ -79,7 +80,7 @@ fn index(vcpu: u32) -> usize {
 }
 
 /// The signal that takes a thread out of the guest.
-fn kick() -> libc::c_int {
+pub(super) fn kick() -> libc::c_int {
     SIGRTMIN()
 }
 
@@ -202,6 +203,11 @@ impl Crew {
     /// What a vCPU's thread does from its start to its end.
     fn work(&self, number: u32, devices: &Devices, tell: &Sender<Told>, stubborn: bool) {
         let mut over = false;
+        if let Err(e) = jail::enter(Role::Vcpu) {
+            let why = format!("no seccomp filter for the thread of vCPU {number}: {e}");
+            over = true;
+            let _ = tell.send(Told::Failed { why });
+        }
         while self.stand(number, over) {
             let Some(vcpu) = self.vcpus.get(index(number)) else {
                 return;
