@@ -32,7 +32,7 @@ use scx_postmortem_format::report::{
 };
 
 use crate::coordinator::{Early, Outcome, Snapshot};
-use crate::machine::Cause;
+use crate::machine::{Cause, Frozen};
 use crate::watch::Found;
 
 /// `SCX_EXIT_ERROR_STALL`.
@@ -295,23 +295,26 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
 }
 
 /// The registers as stock tools look for them, and in full.
-fn registers(snapshot: &Snapshot) -> Vec<Note> {
-    let vcpus = &snapshot.frozen.vcpus;
-    let prstatus = vcpus.iter().map(|v| Note::prstatus(v.to_prstatus()));
+fn registers(frozen: &Frozen) -> Vec<Note> {
+    let vcpus = &frozen.vcpus;
+    let stock = vcpus.iter().flat_map(|v| {
+        let xstate = (!v.xsave.is_empty()).then(|| Note::xstate(v.xsave.clone()));
+        std::iter::once(Note::prstatus(v.to_prstatus())).chain(xstate)
+    });
     let qemu = vcpus.iter().filter_map(|v| v.to_qemu().map(Note::qemu));
     let own = vcpus.iter().filter_map(|v| {
         let json = serde_json::to_vec(v).ok()?;
         Some(Note::scxpm(note_types::VCPU_STATE, json))
     });
-    let counters = &snapshot.frozen.counters;
+    let counters = &frozen.counters;
     let counters = (!counters.is_empty()).then(|| serde_json::to_vec(counters).ok());
     let counters = counters.flatten();
     let counters = counters.map(|json| Note::scxpm(note_types::PERF_COUNTERS, json));
-    prstatus.chain(qemu).chain(own).chain(counters).collect()
+    stock.chain(qemu).chain(own).chain(counters).collect()
 }
 
 fn notes(guest: &Guest, snapshot: &Snapshot) -> Vec<Note> {
-    let mut notes = registers(snapshot);
+    let mut notes = registers(&snapshot.frozen);
     let kernel = guest.kernel.as_ref();
     notes.extend(kernel.map(|kernel| Note::vmcoreinfo(kernel.vmcoreinfo.clone())));
     notes
@@ -498,7 +501,7 @@ pub(crate) fn check(path: &Path, existing: Existing, early: bool) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use scx_postmortem_format::capture::Rule;
+    use scx_postmortem_format::capture::{Rule, VcpuState};
 
     use super::*;
 
@@ -530,6 +533,34 @@ mod tests {
                 (0xa000, 0x2000, Rule::Free),
             ]
         );
+    }
+
+    #[test]
+    fn vector_registers_are_behind_the_note_of_their_own_vcpu() {
+        let of = |vcpu, xsave| VcpuState {
+            vcpu,
+            xsave,
+            ..VcpuState::default()
+        };
+        let frozen = Frozen {
+            vcpus: vec![of(0, vec![1; 576]), of(1, Vec::new()), of(2, vec![3; 832])],
+            ..Frozen::default()
+        };
+        let notes = registers(&frozen);
+        let stock = notes
+            .iter()
+            .map(|n| (n.name.as_str(), n.kind, n.desc.len()));
+        let stock: Vec<_> = stock.filter(|(name, ..)| *name != "SCXPM").collect();
+        let expected = [
+            ("CORE", 1, 336),
+            ("LINUX", 0x202, 576),
+            ("CORE", 1, 336),
+            ("CORE", 1, 336),
+            ("LINUX", 0x202, 832),
+        ];
+        assert_eq!(stock, expected);
+        let json = notes.iter().find(|n| n.name == "SCXPM").unwrap();
+        assert!(!String::from_utf8_lossy(&json.desc).contains("xsave"));
     }
 
     #[test]

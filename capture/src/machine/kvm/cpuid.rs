@@ -20,6 +20,8 @@ const HTT: u32 = 1 << 28;
 /// Leaf 7, %ecx.
 const PKU: u32 = 1 << 3;
 const OSPKE: u32 = 1 << 4;
+/// Leaf 0xd: the legacy area and the header, which come before everything else.
+const SAVE_HEADER: u32 = 576;
 
 /// What every vCPU can do.
 #[derive(Debug, Clone)]
@@ -116,5 +118,55 @@ impl Features {
             });
         }
         CpuId::from_entries(&entries).map_err(|_| Error::new(libc::E2BIG))
+    }
+}
+
+/// Size of the area that XSAVE writes for these features, and of the one that XSAVEC does if there
+/// is such a thing.
+pub(super) fn save_sizes(entries: &[kvm_cpuid_entry2], features: u32) -> (u32, Option<u32>) {
+    let leaf = |index| {
+        let mut own = entries.iter().filter(|entry| entry.function == 0xd);
+        own.find(|entry| entry.index == index)
+    };
+    let (mut plain, mut compact) = (SAVE_HEADER, SAVE_HEADER);
+    for entry in (2..32)
+        .filter(|bit| features & (1 << bit) != 0)
+        .filter_map(leaf)
+    {
+        plain = plain.max(entry.ebx.saturating_add(entry.eax));
+        if entry.ecx & 2 != 0 {
+            compact = compact.next_multiple_of(64);
+        }
+        compact = compact.saturating_add(entry.eax);
+    }
+    // XSAVEC or XSAVES.
+    let has = leaf(1).is_some_and(|entry| entry.eax & 0b1010 != 0);
+    (plain, has.then_some(compact))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_save_area_has_the_size_of_its_parts() {
+        let leaf = |index, eax, ebx, ecx| kvm_cpuid_entry2 {
+            function: 0xd,
+            index,
+            eax,
+            ebx,
+            ecx,
+            ..kvm_cpuid_entry2::default()
+        };
+        // AVX at 576, PKRU at 2688 as on AMD, in steps of 64 when compact.
+        let mut entries = vec![
+            leaf(0, 0x207, 0, 0),
+            leaf(2, 256, 576, 0),
+            leaf(9, 8, 2688, 2),
+        ];
+        assert_eq!(save_sizes(&entries, 0x207), (2696, None));
+        entries.push(leaf(1, 0b1010, 0, 0));
+        assert_eq!(save_sizes(&entries, 0x207), (2696, Some(832 + 8)));
+        assert_eq!(save_sizes(&entries, 7), (832, Some(832)));
     }
 }
