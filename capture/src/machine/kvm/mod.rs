@@ -30,6 +30,7 @@ use self::devices::Devices;
 use self::raw::{Vcpu, Vm};
 use self::vcpu::{Crew, Told};
 use self::watcher::Watcher;
+use super::perf::Counters;
 use super::{Cause, Config, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 const DEVICE: &str = "/dev/kvm";
@@ -42,8 +43,6 @@ const TICK: Duration = Duration::from_millis(10);
 const BOOTED: [&[u8]; 2] = [b"Run /init as init", b"Freeing unused kernel"];
 /// What it writes when it has not.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
-/// Why a capture has no hardware counters.
-const NO_COUNTERS: &str = "the in-process machine opens no counters for its vCPUs' threads yet";
 /// Longest line of the guest's init, bytes.
 const MAX_LINE: usize = 64 << 10;
 
@@ -72,6 +71,8 @@ pub(super) struct Kvm {
     stopped_at: Option<Time>,
     ended: bool,
     detail: String,
+    /// The hardware counters of the vCPUs' threads, or why there are none.
+    counters: Result<Counters, String>,
 }
 
 /// A guest's time.
@@ -167,7 +168,7 @@ impl Kvm {
         let (tell, told) = channel();
         let crew = Crew::start(cpus, &devices, &tell, unparked)
             .map_err(|e| MachineError::Start(format!("cannot start the guest on KVM: {e}")))?;
-        let machine = Self {
+        let mut machine = Self {
             crew,
             vm,
             devices,
@@ -198,8 +199,11 @@ impl Kvm {
                     "; its CPUs have no XSAVE, which does not work here"
                 },
             ),
+            counters: Err("the vCPUs' threads did not begin in time".into()),
         };
-        machine.park(SHORT);
+        if machine.park(SHORT).is_empty() {
+            machine.counters = Counters::of_guest(&machine.crew.thread_ids());
+        }
         Ok(machine)
     }
 
@@ -426,10 +430,7 @@ impl Machine for Kvm {
     }
 
     fn freeze(&mut self, deadline: Duration) -> Frozen {
-        let mut frozen = Frozen {
-            no_counters: Some(NO_COUNTERS.to_owned()),
-            ..Frozen::default()
-        };
+        let mut frozen = Frozen::default();
         for number in self.halt_within(deadline) {
             frozen.faults.push(format!(
                 "vCPU {number} did not stop within {:.1} s",
@@ -451,6 +452,10 @@ impl Machine for Kvm {
                         .push(format!("the registers of vCPU {number}: {e}"));
                 }
             }
+        }
+        match &mut self.counters {
+            Ok(counters) => frozen.counters = counters.read(),
+            Err(why) => frozen.no_counters = Some(why.clone()),
         }
         frozen
     }
