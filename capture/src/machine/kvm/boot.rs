@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::{Config, MachineError, Mapping};
 use super::acpi;
+use super::cpuid::Topology;
 use super::layout::{
     ACPI, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, GDT, HIGH, LOW_END, PAGE_TABLES,
 };
@@ -48,6 +49,7 @@ fn cannot(what: impl std::fmt::Display, why: impl std::fmt::Display) -> MachineE
 pub(super) fn load(
     memory: &GuestMemoryMmap,
     pieces: &[Mapping],
+    topology: &Topology,
     config: &Config,
 ) -> Result<Start, MachineError> {
     let mut params = boot_params::default();
@@ -61,7 +63,7 @@ pub(super) fn load(
     initrd(memory, &config.initrd, end, low, &mut params)?;
     command_line(memory, &config.append, &mut params)?;
 
-    let tables = acpi::tables(config.vcpus);
+    let tables = acpi::tables(topology, pieces);
     let put = |bytes: &[u8], at: u64| {
         memory
             .write_slice(bytes, GuestAddress(at))

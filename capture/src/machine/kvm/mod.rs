@@ -16,6 +16,7 @@ mod state;
 mod vcpu;
 mod watcher;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
 use kvm_ioctls::{Cap, Error};
 
-use self::cpuid::Features;
+use self::cpuid::{Features, Topology};
 use self::debug::Fires;
 use self::devices::Devices;
 use self::raw::{Vcpu, Vm};
@@ -34,6 +35,8 @@ use super::perf::Counters;
 use super::{Cause, Config, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 const DEVICE: &str = "/dev/kvm";
+const VCPUS: RangeInclusive<u32> = 1..=64;
+const MEMORY: RangeInclusive<u64> = 128 << 20..=64 << 30;
 /// Time for all vCPUs to stand when the machine itself wants it.
 const SHORT: Duration = Duration::from_secs(3);
 /// How long a kernel is tried before it counts as one that runs here.
@@ -87,6 +90,28 @@ fn start(what: &str) -> impl Fn(Error) -> MachineError {
     move |e| MachineError::Start(format!("cannot start the guest on KVM: {what}: {e}"))
 }
 
+/// What a machine of this kind may have. More is QEMU's to run.
+fn sizes(config: &Config) -> Result<(), MachineError> {
+    let refused = |what: String| Err(MachineError::Start(what));
+    if !VCPUS.contains(&config.vcpus) {
+        return refused(format!(
+            "{} vCPUs (--cpus): a guest on KVM has {} to {}; --backend qemu can have more",
+            config.vcpus,
+            VCPUS.start(),
+            VCPUS.end()
+        ));
+    }
+    if !MEMORY.contains(&config.memory_bytes) {
+        return refused(format!(
+            "{} MiB of memory (--memory): a guest on KVM has {} MiB to {} GiB; --backend qemu can have others",
+            config.memory_bytes >> 20,
+            MEMORY.start() >> 20,
+            MEMORY.end() >> 30
+        ));
+    }
+    Ok(())
+}
+
 /// Opens the device, or says what is wrong with it.
 fn open() -> Result<kvm_ioctls::Kvm, MachineError> {
     kvm_ioctls::Kvm::new().map_err(|e| {
@@ -105,9 +130,14 @@ fn open() -> Result<kvm_ioctls::Kvm, MachineError> {
 impl Kvm {
     /// Starts a guest and lets it run.
     pub(super) fn start(config: &Config) -> Result<Self, MachineError> {
-        let mut kvm = Self::prepare(config.vcpus, config.memory_bytes, config.unparked)?;
+        let topology = Topology {
+            vcpus: config.vcpus,
+            nodes: config.nodes.max(1),
+        };
+        sizes(config)?;
+        let mut kvm = Self::prepare(topology, config.memory_bytes, config.unparked)?;
         let pieces = layout::pieces(config.memory_bytes);
-        let entry = boot::load(&kvm.vm.memory, &pieces, config)?;
+        let entry = boot::load(&kvm.vm.memory, &pieces, &topology, config)?;
         if let Some(first) = kvm.crew.vcpu(0) {
             boot::enter(&first.fd, entry).map_err(start("the first vCPU"))?;
         }
@@ -116,7 +146,12 @@ impl Kvm {
     }
 
     /// A machine with nothing in its memory, whose vCPUs stand.
-    fn prepare(vcpus: u32, memory_bytes: u64, unparked: Option<u32>) -> Result<Self, MachineError> {
+    fn prepare(
+        topology: Topology,
+        memory_bytes: u64,
+        unparked: Option<u32>,
+    ) -> Result<Self, MachineError> {
+        let vcpus = topology.vcpus;
         let kvm = open()?;
         let most = kvm.get_max_vcpus();
         if usize::try_from(vcpus).unwrap_or(usize::MAX) > most {
@@ -151,14 +186,14 @@ impl Kvm {
         let vm = Arc::new(vm);
         let deadline = vm.fd.check_extension(Cap::TscDeadlineTimer);
         let mut features =
-            Features::new(&kvm, vcpus, deadline).map_err(start("KVM_GET_SUPPORTED_CPUID"))?;
+            Features::new(&kvm, topology, deadline).map_err(start("KVM_GET_SUPPORTED_CPUID"))?;
         let first = features.of(0).map_err(start("what its CPUs are"))?;
         let saves = probe::saves(&kvm, &first);
         if !saves {
             features.without_xsave();
         }
         let cpus = (0..vcpus).map(|number| {
-            let vcpu = Vcpu::new(&vm, number)?;
+            let vcpu = Vcpu::new(&vm, topology.apic_id(number))?;
             vcpu.fd.set_cpuid2(&features.of(number)?)?;
             Ok(vcpu)
         });

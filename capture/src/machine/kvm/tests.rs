@@ -266,7 +266,8 @@ const FAULT: &[u8] = &[0x0f, 0x0b];
 /// A machine whose vCPUs run these, with interrupts off.
 fn tiny(codes: &[&[u8]], unparked: Option<u32>) -> Kvm {
     let vcpus = u32::try_from(codes.len()).unwrap();
-    let machine = Kvm::prepare(vcpus, 4 << 20, unparked);
+    let topology = Topology { vcpus, nodes: 1 };
+    let machine = Kvm::prepare(topology, 4 << 20, unparked);
     let mut machine = machine.unwrap_or_else(|e| panic!("this test needs a KVM that works: {e}"));
     boot::long_mode_tables(&machine.vm.memory).unwrap();
     for (number, code) in (0..).zip(codes) {
@@ -718,7 +719,7 @@ fn two_hundred_machines_leave_nothing_behind() {
             _ => {
                 let config = Config {
                     vcpus: 1,
-                    memory_bytes: 64 << 20,
+                    memory_bytes: 128 << 20,
                     kernel: "/proc/self/exe".into(),
                     initrd: "/nothing/there".into(),
                     ..Config::default()

@@ -12,8 +12,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::gdb::Gdb;
 use super::qmp::Qmp;
-use super::{BACKEND, Owner, Parts, Qemu, Tail, last_words};
-use crate::machine::{Config, GuestMemory, Machine, MachineError};
+use super::{Owner, Parts, Qemu, Tail, backend, last_words};
+use crate::machine::memory::Backing;
+use crate::machine::{Config, GuestMemory, Machine, MachineError, node_memory, share};
 
 /// Time in which QEMU opens its sockets.
 const START: Duration = Duration::from_secs(30);
@@ -52,12 +53,15 @@ impl Qemu {
             .tempdir()
             .map_err(|e| start("a temporary directory", &e))?;
         let at = |name: &str| directory.path().join(name);
-        let memory: File = memfd_create("scx-postmortem-guest", MemfdFlags::CLOEXEC)
-            .map_err(|e| start("memory for the guest", &e))?
-            .into();
-        memory
-            .set_len(config.memory_bytes)
-            .map_err(|e| start("memory for the guest", &e))?;
+        let nodes = config.nodes.max(1);
+        let memory = (0..nodes).map(|node| {
+            let (begin, end) = node_memory(config.memory_bytes, nodes, node);
+            let file: File = memfd_create("scx-postmortem-guest", MemfdFlags::CLOEXEC)?.into();
+            file.set_len(end - begin)?;
+            Ok(file)
+        });
+        let memory = memory.collect::<io::Result<Vec<_>>>();
+        let memory = memory.map_err(|e| start("memory for the guest", &e))?;
         let said = at("qemu.err");
         let errors = File::create(&said).map_err(|e| start("its messages", &e))?;
         for name in ["console", "host"] {
@@ -91,7 +95,10 @@ impl Qemu {
             },
             qmp,
             gdb,
-            memory: GuestMemory::new(memory, Vec::new()),
+            memory: GuestMemory::from_parts(
+                memory.into_iter().map(Backing::file).collect(),
+                Vec::new(),
+            ),
             vcpus: config.vcpus,
             kvm: emulator.accel == Accel::Kvm,
             runs: false,
@@ -105,27 +112,26 @@ impl Qemu {
     }
 }
 
-fn arguments(emulator: &Emulator, config: &Config, directory: &Path, memory: &File) -> Vec<String> {
+fn arguments(
+    emulator: &Emulator,
+    config: &Config,
+    directory: &Path,
+    memory: &[File],
+) -> Vec<String> {
     let at = |name: &str| directory.join(name).display().to_string();
-    // QEMU opens our memfd by our own entry in /proc, so that nothing has to be inherited.
-    let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
     let accel = match emulator.accel {
         Accel::Tcg => "tcg,thread=multi",
         Accel::Kvm => "kvm",
     };
     let size = config.memory_bytes;
     let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", at(id));
-    [
+    let mut arguments: Vec<String> = [
         "-nodefaults",
         "-no-user-config",
         "-display",
         "none",
         "-no-reboot",
         "-S",
-        "-machine",
-        &format!("pc,memory-backend={BACKEND}"),
-        "-object",
-        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory_path},share=on"),
         "-m",
         &format!("{}M", size >> 20),
         "-accel",
@@ -158,7 +164,40 @@ fn arguments(emulator: &Emulator, config: &Config, directory: &Path, memory: &Fi
         "chardev=qmp,mode=control",
     ]
     .map(str::to_owned)
-    .into()
+    .into();
+    arguments.extend(memory_arguments(config, memory));
+    arguments
+}
+
+/// The guest's memory in our memfds, one for each NUMA node.
+fn memory_arguments(config: &Config, memory: &[File]) -> Vec<String> {
+    let mut out = vec!["-machine".to_owned()];
+    match memory {
+        [_] => out.push(format!("pc,memory-backend={}", backend(0))),
+        _ => out.push("pc".to_owned()),
+    }
+    let nodes = config.nodes.max(1);
+    for (node, file) in (0..).zip(memory) {
+        let (begin, end) = node_memory(config.memory_bytes, nodes, node);
+        let id = backend(node);
+        // QEMU opens a memfd by our own entry in /proc, so that nothing has to be inherited.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        out.push("-object".to_owned());
+        out.push(format!(
+            "memory-backend-file,id={id},size={},mem-path={path},share=on",
+            end - begin
+        ));
+        if memory.len() > 1 {
+            let first = |node| share(config.vcpus.into(), nodes, node);
+            out.push("-numa".to_owned());
+            out.push(format!(
+                "node,nodeid={node},cpus={}-{},memdev={id}",
+                first(node),
+                first(node + 1).saturating_sub(1)
+            ));
+        }
+    }
+    out
 }
 
 /// Starts QEMU so that it does not outlive us, even when we are killed: `setpriv` (util-linux)
@@ -192,5 +231,33 @@ fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, Ma
             started(command, errors).map_err(cannot)
         }
         other => other.map_err(cannot),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_node_has_its_share_of_cpus_and_memory() {
+        let file = || File::open("/dev/null").unwrap();
+        let config = Config {
+            vcpus: 5,
+            memory_bytes: 513 << 20,
+            nodes: 2,
+            ..Config::default()
+        };
+        let two = memory_arguments(&config, &[file(), file()]);
+        assert_eq!(two[..2], ["-machine", "pc"]);
+        assert!(two[3].starts_with("memory-backend-file,id=ram0,size=268435456,"));
+        assert_eq!(two[5], "node,nodeid=0,cpus=0-1,memdev=ram0");
+        assert!(two[7].starts_with("memory-backend-file,id=ram1,size=269484032,"));
+        assert_eq!(two[9], "node,nodeid=1,cpus=2-4,memdev=ram1");
+        let one = memory_arguments(&Config { nodes: 1, ..config }, &[file()]);
+        assert_eq!(one[1], "pc,memory-backend=ram0");
+        assert!(
+            one[3].contains("size=537919488,") && one.len() == 4,
+            "{one:?}"
+        );
     }
 }
