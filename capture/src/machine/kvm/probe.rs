@@ -77,7 +77,7 @@ fn tiny(kvm: &Kvm, code: &[u8], cpuid: Option<&CpuId>) -> Option<Vcpu> {
     if let Some(cpuid) = cpuid {
         vcpu.fd.set_cpuid2(cpuid).ok()?;
     }
-    boot::enter(&vcpu.fd, Start { rip: CODE, rsi: 0 }).ok()?;
+    boot::enter(&vcpu.fd, Start::Long { rip: CODE, rsi: 0 }).ok()?;
     Some(vcpu)
 }
 

@@ -275,7 +275,7 @@ fn tiny(codes: &[&[u8]], unparked: Option<u32>) -> Kvm {
         let memory = &machine.vm.memory;
         memory.write_slice(code, GuestAddress(rip)).unwrap();
         let vcpu = machine.crew.vcpu(number).unwrap();
-        boot::enter(&vcpu.fd, Start { rip, rsi: 0 }).unwrap();
+        boot::enter(&vcpu.fd, Start::Long { rip, rsi: 0 }).unwrap();
         let runs = kvm_mp_state {
             mp_state: KVM_MP_STATE_RUNNABLE,
         };
