@@ -331,14 +331,16 @@ impl Kvm {
     }
 
     fn time(&self) -> Time {
+        // What passes from here on does not pass for the guest.
+        let (at, clock) = (Instant::now(), self.vm.fd.get_clock().ok());
         let offsets = (0..self.crew.count()).map(|number| {
             let vcpu = self.crew.vcpu(number)?;
             vcpu.tsc_offset()
         });
         Time {
             offsets: offsets.collect(),
-            clock: self.vm.fd.get_clock().ok(),
-            at: Instant::now(),
+            clock,
+            at,
         }
     }
 
@@ -346,19 +348,24 @@ impl Kvm {
     /// cannot be set back is told to the guest's kernel (`KVM_KVMCLOCK_CTRL`), which then does not
     /// take the pause for a lockup.
     fn set_back(&self, time: &Time) {
-        let paused = time.at.elapsed();
+        let mut shifts = Vec::new();
         for (number, offset) in (0..).zip(&time.offsets) {
             let Some(vcpu) = self.crew.vcpu(number) else {
                 continue;
             };
-            let shifts = offset.filter(|_| self.shifts);
-            if let (Some(offset), Ok(khz)) = (shifts, vcpu.fd.get_tsc_khz()) {
-                let ticks = paused.as_nanos().saturating_mul(u128::from(khz)) / 1_000_000;
-                let ticks = u64::try_from(ticks).unwrap_or(0);
-                let _ = vcpu.set_tsc_offset(offset.wrapping_sub(ticks));
-            }
             // A guest without kvmclock has nothing to be told.
             let _ = vcpu.fd.kvmclock_ctrl();
+            let offset = offset.filter(|_| self.shifts);
+            if let (Some(offset), Ok(khz)) = (offset, vcpu.fd.get_tsc_khz()) {
+                shifts.push((vcpu, offset, khz));
+            }
+        }
+        // Last, for time goes on from here; the same for all, for their counters go together.
+        let paused = time.at.elapsed();
+        for (vcpu, offset, khz) in shifts {
+            let ticks = paused.as_nanos().saturating_mul(u128::from(khz)) / 1_000_000;
+            let ticks = u64::try_from(ticks).unwrap_or(0);
+            let _ = vcpu.set_tsc_offset(offset.wrapping_sub(ticks));
         }
         // The guest's clocks stay with each other.
         if let Some(clock) = time.clock.filter(|_| self.shifts) {
@@ -539,5 +546,7 @@ impl Drop for Kvm {
     }
 }
 
+#[cfg(test)]
+mod booted;
 #[cfg(test)]
 mod tests;
