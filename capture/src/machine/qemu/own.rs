@@ -139,7 +139,7 @@ fn arguments(
         "-cpu",
         &emulator.cpu,
         "-smp",
-        &config.vcpus.to_string(),
+        &smp(config),
         "-kernel",
         &config.kernel.display().to_string(),
         "-initrd",
@@ -167,6 +167,17 @@ fn arguments(
     .into();
     arguments.extend(memory_arguments(config, memory));
     arguments
+}
+
+/// A CPU of one node that shares a cache with another's would be a kernel's warning: with nodes each
+/// is a socket of its own.
+fn smp(config: &Config) -> String {
+    let vcpus = config.vcpus;
+    if config.nodes > 1 {
+        format!("{vcpus},sockets={vcpus},cores=1,threads=1")
+    } else {
+        vcpus.to_string()
+    }
 }
 
 /// The guest's memory in our memfds, one for each NUMA node.
@@ -253,6 +264,7 @@ mod tests {
         assert_eq!(two[5], "node,nodeid=0,cpus=0-1,memdev=ram0");
         assert!(two[7].starts_with("memory-backend-file,id=ram1,size=269484032,"));
         assert_eq!(two[9], "node,nodeid=1,cpus=2-4,memdev=ram1");
+        assert_eq!(smp(&config), "5,sockets=5,cores=1,threads=1");
         let one = memory_arguments(&Config { nodes: 1, ..config }, &[file()]);
         assert_eq!(one[1], "pc,memory-backend=ram0");
         assert!(
