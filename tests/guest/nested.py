@@ -257,26 +257,43 @@ def case_unparked(outer, kernel):
     return "; ".join(said["degraded"])
 
 
+# Error exits in one outer guest: should that one be spoilt, these are lost and no more.
+BATCH = 5
+
+
 def case_exits(outer, kernel, count):
     """Error exits, and how many were caught before the kernel took the queues apart."""
     inner = outer.inner("error", kernel)
-    names = [f"exit-{index}" for index in range(count)]
-    out = outer.run("exits", "".join(step(name, f"--exclude free,user,cache {inner}") for name in names), timeout=300 * count)
-    caught, times, by = 0, [], {}
-    for name in names:
-        code, _, err = told(out, name)
-        if any(text in err for text in single.SPOILT):
+    caught, times, by, spoilt = 0, [], {}, 0
+    for batch in range(2 * count // BATCH):
+        names = [f"exit-{batch}-{index}" for index in range(min(BATCH, count - len(times)))]
+        if not names:
+            break
+        try:
+            out = outer.run("exits", "".join(step(name, f"--exclude free,user,cache {inner}") for name in names), timeout=300 * BATCH)
+        except Failed:
+            spoilt += len(names)
             continue
-        core, said = captured(out, name, "error")
-        # The teardown begins by setting the exit kind to DONE and entering bypass.
-        sched = report(core)["postmortem"]["scheduler"]
-        caught += sched["exit_kind"] >= 1024 and not sched.get("bypass_depth")
-        trigger = said["trigger"]
-        by[trigger["by"]] = by.get(trigger["by"], 0) + 1
-        times.append(trigger["freeze_ns"] / 1e6)
-    check(caught == len(times) > count / 2, f"{caught} of {len(times)} were caught before the teardown")
+        for name in names:
+            code, _, err = told(out, name)
+            core = out / f"{name}.core.zst"
+            # A kernel that the emulator made to fail by itself.
+            if any(text in err for text in single.SPOILT) or (core.exists() and manifest(core)["trigger"]["kind"] != "scx_exit"):
+                spoilt += 1
+                continue
+            core, said = captured(out, name, "error")
+            # The teardown begins by setting the exit kind to DONE and entering bypass.
+            sched = report(core)["postmortem"]["scheduler"]
+            caught += sched["exit_kind"] >= 1024 and not sched.get("bypass_depth")
+            trigger = said["trigger"]
+            by[trigger["by"]] = by.get(trigger["by"], 0) + 1
+            times.append(trigger["freeze_ns"] / 1e6)
+        print(f"        {caught} of {len(times)} by now, {spoilt} spoilt by the emulator", flush=True)
+    check(len(times) == count and caught == count, f"{caught} of {len(times)} were caught before the teardown, {spoilt} spoilt")
     times.sort()
-    return f"{caught} of {len(times)} before the teardown, by {by}; freeze {times[0]:.1f} to {times[-1]:.1f} ms"
+    median = times[len(times) // 2]
+    return (f"{caught} of {count} before the teardown, by {by}; freeze {times[0]:.1f} to {times[-1]:.1f} ms, median {median:.1f}; "
+            f"{spoilt} more were spoilt by the emulator")
 
 
 def tests_program():
@@ -319,7 +336,7 @@ def case_cycles(outer, kernel):
     """A guest under load that is frozen a hundred times: its clock and its work go on."""
     outer.add_tests()
     where = f"SCX_POSTMORTEM_KERNEL={outer.image(kernel)} SCX_POSTMORTEM_INITRD={outer.bare()}"
-    which = "--ignored --nocapture machine::kvm::booted"
+    which = "--ignored --nocapture machine::kvm::booted::a_guest_under_load"
     out = outer.run("cycles", tests("cycles", which, where))
     tested(out, "cycles")
     text = told(out, "cycles")[1]

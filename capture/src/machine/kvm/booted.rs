@@ -1,6 +1,5 @@
-//! A booted kernel that is frozen again and again: `tests/guest/nested.py --case cycles` runs this,
-//! with a kernel and an initramfs whose init tells, line by line, its uptime and how much work it
-//! has done.
+//! Booted kernels, for `tests/guest/nested.py --case cycles` and `tests/bench/kvm.py`: which kernel
+//! and initramfs is told by the environment.
 
 use super::*;
 
@@ -59,20 +58,42 @@ fn next(machine: &mut Kvm, before: Option<Tick>, within: Duration) -> Tick {
     }
 }
 
-#[test]
-#[ignore = "needs /dev/kvm and a kernel; tests/guest/nested.py runs it"]
-fn a_guest_under_load_goes_on_after_a_hundred_freezes() {
+fn config(task: &str) -> Config {
     let file = |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set"));
-    let config = Config {
+    Config {
         vcpus: 2,
         memory_bytes: 256 << 20,
         nodes: 1,
         kernel: file("SCX_POSTMORTEM_KERNEL").into(),
         initrd: file("SCX_POSTMORTEM_INITRD").into(),
-        append: "console=ttyS0 panic=0 tsc=reliable no_timer_check task=ticks".into(),
+        append: format!("console=ttyS0 panic=0 tsc=reliable no_timer_check {task}"),
         unparked: None,
-    };
-    let mut machine = Kvm::start(&config).unwrap();
+    }
+}
+
+/// The machine alone, as a QEMU is that nobody watches: tells when the guest's init has spoken.
+#[test]
+#[ignore = "needs /dev/kvm and a kernel; tests/bench/kvm.py runs it"]
+fn a_kernel_comes_to_its_init() {
+    const UP: &[u8] = b"inner: up";
+    let start = Instant::now();
+    let machine = Kvm::start(&config("quiet")).unwrap();
+    let started = start.elapsed();
+    let up = |text: &[u8]| memchr::memmem::find(text, UP).is_some();
+    while !machine.devices.console.look(up) {
+        assert!(start.elapsed() < BOOT, "no init within {BOOT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!(
+        "inner: up in {:.2?}, started in {started:.2?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+#[ignore = "needs /dev/kvm and a kernel; tests/guest/nested.py runs it"]
+fn a_guest_under_load_goes_on_after_a_hundred_freezes() {
+    let mut machine = Kvm::start(&config("task=ticks")).unwrap();
     let first = next(&mut machine, None, BOOT);
     let before = next(&mut machine, Some(first), SOON);
     let (mut stood, mut freezes) = (Duration::ZERO, Vec::new());
