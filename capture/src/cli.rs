@@ -113,6 +113,9 @@ pub(crate) struct RunArgs {
     /// Memory, as 512M or 2G.
     #[arg(long, default_value = "512M", value_parser = memory)]
     pub(crate) memory: u64,
+    /// NUMA nodes, among which vCPUs and memory are divided evenly.
+    #[arg(long, value_name = "NODES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) numa: u32,
     /// What runs the guest.
     #[arg(long, value_enum, default_value_t = Backend::Qemu)]
     pub(crate) backend: Backend,

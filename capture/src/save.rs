@@ -32,7 +32,7 @@ use scx_postmortem_format::report::{
 };
 
 use crate::coordinator::{Early, Outcome, Snapshot};
-use crate::machine::Cause;
+use crate::machine::{Cause, Frozen};
 use crate::signals::Writing;
 use crate::watch::Found;
 
@@ -317,23 +317,26 @@ fn manifest(guest: &Guest, snapshot: &Snapshot) -> Manifest {
 }
 
 /// The registers as stock tools look for them, and in full.
-fn registers(snapshot: &Snapshot) -> Vec<Note> {
-    let vcpus = &snapshot.frozen.vcpus;
-    let prstatus = vcpus.iter().map(|v| Note::prstatus(v.to_prstatus()));
+fn registers(frozen: &Frozen) -> Vec<Note> {
+    let vcpus = &frozen.vcpus;
+    let stock = vcpus.iter().flat_map(|v| {
+        let xstate = (!v.xsave.is_empty()).then(|| Note::xstate(v.xsave.clone()));
+        std::iter::once(Note::prstatus(v.to_prstatus())).chain(xstate)
+    });
     let qemu = vcpus.iter().filter_map(|v| v.to_qemu().map(Note::qemu));
     let own = vcpus.iter().filter_map(|v| {
         let json = serde_json::to_vec(v).ok()?;
         Some(Note::scxpm(note_types::VCPU_STATE, json))
     });
-    let counters = &snapshot.frozen.counters;
+    let counters = &frozen.counters;
     let counters = (!counters.is_empty()).then(|| serde_json::to_vec(counters).ok());
     let counters = counters.flatten();
     let counters = counters.map(|json| Note::scxpm(note_types::PERF_COUNTERS, json));
-    prstatus.chain(qemu).chain(own).chain(counters).collect()
+    stock.chain(qemu).chain(own).chain(counters).collect()
 }
 
 fn notes(guest: &Guest, snapshot: &Snapshot) -> Vec<Note> {
-    let mut notes = registers(snapshot);
+    let mut notes = registers(&snapshot.frozen);
     let kernel = guest.kernel.as_ref();
     notes.extend(kernel.map(|kernel| Note::vmcoreinfo(kernel.vmcoreinfo.clone())));
     notes
@@ -597,11 +600,11 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::time::{Duration, Instant};
 
-    use scx_postmortem_format::capture::{Rule, Timings};
+    use scx_postmortem_format::capture::{Rule, Timings, VcpuState};
 
     use super::*;
     use crate::coordinator::{End, Fired, Memory};
-    use crate::machine::{Frozen, GuestMemory, Mapping};
+    use crate::machine::{GuestMemory, Mapping};
 
     /// An image of 4 MiB that do not compress, and the like for each seed.
     fn snapshot(seed: u64) -> Snapshot {
@@ -778,6 +781,34 @@ mod tests {
         assert!(why(1200, true).contains("not of all tasks"));
         assert_eq!(why(0, false), reasons::EARLY_TICK_STALL);
         assert!(why(0, true).contains("not of all tasks"));
+    }
+
+    #[test]
+    fn vector_registers_are_behind_the_note_of_their_own_vcpu() {
+        let of = |vcpu, xsave| VcpuState {
+            vcpu,
+            xsave,
+            ..VcpuState::default()
+        };
+        let frozen = Frozen {
+            vcpus: vec![of(0, vec![1; 576]), of(1, Vec::new()), of(2, vec![3; 832])],
+            ..Frozen::default()
+        };
+        let notes = registers(&frozen);
+        let stock = notes
+            .iter()
+            .map(|n| (n.name.as_str(), n.kind, n.desc.len()));
+        let stock: Vec<_> = stock.filter(|(name, ..)| *name != "SCXPM").collect();
+        let expected = [
+            ("CORE", 1, 336),
+            ("LINUX", 0x202, 576),
+            ("CORE", 1, 336),
+            ("CORE", 1, 336),
+            ("LINUX", 0x202, 832),
+        ];
+        assert_eq!(stock, expected);
+        let json = notes.iter().find(|n| n.name == "SCXPM").unwrap();
+        assert!(!String::from_utf8_lossy(&json.desc).contains("xsave"));
     }
 
     #[test]

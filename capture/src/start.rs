@@ -26,6 +26,8 @@ use crate::watch::{Live, SAMPLE_EVERY};
 
 /// Exit code: the output could not be written.
 const OUTPUT: u8 = 1;
+/// Exit code: wrong arguments.
+const USAGE: u8 = 2;
 /// Exit code: written, but less than it should be.
 const INCOMPLETE: u8 = 3;
 /// Exit code: the guest could not be started, or was lost.
@@ -93,6 +95,13 @@ fn name_of(args: &RunArgs) -> String {
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let inputs = [Some(args.guest.kernel.as_path()), args.initrd.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+    if args.numa > args.cpus {
+        let sentence = format!(
+            "{} NUMA nodes (--numa) for {} vCPUs (--cpus): each node needs one",
+            args.numa, args.cpus
+        );
+        return Err(failure(USAGE)(sentence));
+    }
     let output = Output::new(&args.to, &name_of(args), &inputs, args.when.dual)?;
     let (mut triggers, signals) = triggers(&args.when)?;
     triggers.console.clone_from(&args.console);
@@ -111,6 +120,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let config = Config {
         vcpus: args.cpus,
         memory_bytes: args.memory,
+        nodes: args.numa,
         kernel: kernel.image.clone(),
         initrd: initrd.cloned().unwrap_or_default(),
         append: format!("{APPEND} {}", args.append),

@@ -242,6 +242,19 @@ def case_dual(rig, kernel):
     return f"early at {age} of {2 * half} jiffies, pause {pause:.0f} ms ({rate:.1f} GB/s), {output.stat().st_size >> 20} MiB"
 
 
+def case_numa(rig, kernel):
+    """Two nodes, each in a file of its own."""
+    command, output = rig.command("error", kernel, "numa", "--numa", "2", "--cpus", "4")
+    code, _, err = run(command)
+    check(code == FAILED, f"exit {code}: {err}")
+    whole(output)
+    single = report(output)
+    names_the_stall(single, "error")
+    nodes = [node["node"] for node in single["per_node_numa"]]
+    check(nodes == [0, 1], f"nodes {nodes}: {single.get('per_node_numa_unavailable')}")
+    return f"nodes {nodes}, {output.stat().st_size >> 20} MiB"
+
+
 def case_timed(rig, kernel, demo="error"):
     """How long the exit kind had been set at the freeze: by a watchpoint exactly, without one at most."""
     out = []
@@ -713,6 +726,7 @@ def cases(everything):
         yield "timed-6.18", lambda rig: case_timed(rig, "6.18")
         yield "hang", lambda rig: case_hang(rig, "7.3")
         yield "two", lambda rig: case_two(rig, "7.3")
+        yield "numa", lambda rig: case_numa(rig, "7.3")
         yield "max", lambda rig: case_max_size(rig, "7.3")
         for kernel in ("7.3", "6.18"):
             yield f"lavd-{kernel}", lambda rig, k=kernel: case_lavd(rig, k)

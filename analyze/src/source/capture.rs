@@ -394,6 +394,7 @@ pub(super) fn excluded_pages(rules: &[ExcludedPages]) -> impl Iterator<Item = St
 pub(super) fn describe_note(note: &NoteEntry) -> String {
     let what = match (note.name.as_str(), note.kind) {
         ("CORE", note_types::NT_PRSTATUS) => "registers of a vCPU",
+        ("LINUX", note_types::NT_X86_XSTATE) => "floating point and vector registers of a vCPU",
         ("QEMU", note_types::QEMU_CPU_STATE) => "control registers of a vCPU",
         ("VMCOREINFO", note_types::VMCOREINFO) => "the kernel's own description",
         ("SCXPM", note_types::MANIFEST) => "manifest",

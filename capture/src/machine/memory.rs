@@ -181,11 +181,15 @@ impl GuestMemory {
         }
     }
 
-    /// The same memory in the same file, where `map` says.
-    pub(crate) fn with_map(&self, map: Vec<Mapping>) -> io::Result<Self> {
+    /// The same memory in the same files, where `map` says.
+    pub(crate) fn with_map(&self, map: Vec<(Mapping, usize)>) -> io::Result<Self> {
         let Self { backing, .. } = self.share()?;
-        let map = map.into_iter().map(|piece| (piece, 0)).collect();
         Ok(Self::from_parts(backing, map))
+    }
+
+    /// How many files, or processes, it is in.
+    pub(crate) fn backings(&self) -> usize {
+        self.backing.len()
     }
 
     /// The same memory again, for another owner.

@@ -92,6 +92,8 @@ impl Nameless {
 pub(crate) struct Config {
     pub(crate) vcpus: u32,
     pub(crate) memory_bytes: u64,
+    /// NUMA nodes, at least 1: [`share`] says what each has.
+    pub(crate) nodes: u32,
     /// A bzImage, or a vmlinux.
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: PathBuf,
@@ -216,6 +218,23 @@ pub(crate) trait Machine {
 
     /// What the guest's init has told since the last call: whole lines.
     fn messages(&mut self) -> Vec<String>;
+}
+
+/// Where the share of a node begins when `total` is divided evenly, as far as that goes.
+fn share(total: u64, nodes: u32, node: u32) -> u64 {
+    let share = u128::from(total) * u128::from(node) / u128::from(nodes.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
+/// Begin and end of a node's memory, in bytes from the beginning of all; in whole megabytes.
+fn node_memory(total: u64, nodes: u32, node: u32) -> (u64, u64) {
+    let at = |node| share(total >> 20, nodes, node) << 20;
+    let end = if node + 1 < nodes {
+        at(node + 1)
+    } else {
+        total
+    };
+    (at(node), end)
 }
 
 /// Takes the whole lines out of what a guest's init has told so far; a line that is longer than

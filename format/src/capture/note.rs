@@ -9,6 +9,9 @@ pub(super) const NAME: &str = "SCXPM";
 pub mod note_types {
     /// `CORE`: `struct elf_prstatus`, one per vCPU in vCPU order.
     pub const NT_PRSTATUS: u32 = 1;
+    /// `LINUX`: NT_X86_XSTATE, the state that XSAVE saves; each behind its vCPU's NT_PRSTATUS,
+    /// which is how gdb knows whose it is.
+    pub const NT_X86_XSTATE: u32 = 0x202;
     /// `QEMU`: control registers as QEMU's dumps carry them, one per vCPU in vCPU order.
     pub const QEMU_CPU_STATE: u32 = 0;
     /// `VMCOREINFO`: the text that the kernel prepared for crash dumps.
@@ -63,6 +66,12 @@ impl Note {
     #[must_use]
     pub fn prstatus(desc: Vec<u8>) -> Self {
         Self::new("CORE", note_types::NT_PRSTATUS, desc)
+    }
+
+    /// A `LINUX` / NT_X86_XSTATE note.
+    #[must_use]
+    pub fn xstate(desc: Vec<u8>) -> Self {
+        Self::new("LINUX", note_types::NT_X86_XSTATE, desc)
     }
 
     /// A `QEMU` note with control registers.

@@ -228,6 +228,11 @@ pub struct VcpuState {
     /// Model-specific registers that could be read, in the writer's order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub msrs: Vec<Msr>,
+    /// x87, SSE, AVX and what else XSAVE saves, in its standard form and as the kernel's own notes
+    /// of it have it: the features that are switched on at byte 464. For a note of its own
+    /// ([`Note::xstate`](crate::capture::Note::xstate)), not in the JSON; empty when not known.
+    #[serde(skip)]
+    pub xsave: Vec<u8>,
 }
 
 impl VcpuState {
@@ -363,6 +368,7 @@ mod tests {
                 index: MSR_KERNEL_GS_BASE,
                 value: 0x7f00,
             }],
+            xsave: Vec::new(),
         }
     }
 

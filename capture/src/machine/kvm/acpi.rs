@@ -1,5 +1,5 @@
-//! The tables that tell a kernel what is in the machine: its CPUs, its I/O APIC, and how to power
-//! it off or reset it.
+//! The tables that tell a kernel what is in the machine: its CPUs, its I/O APIC, its NUMA nodes,
+//! and how to power it off or reset it.
 
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -9,9 +9,13 @@ use acpi_tables::madt::{
 };
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
+use acpi_tables::slit::SLIT;
+use acpi_tables::srat::MemoryAffinity;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, aml};
+use acpi_tables::{Aml, AmlSink, aml};
 
+use super::super::{Mapping, node_memory};
+use super::cpuid::Topology;
 use super::devices::{PM_CONTROL, PM_EVENT, RESET, RESET_VALUE, SLEEP_OFF};
 use super::layout::{ACPI, IO_APIC, LOCAL_APIC};
 
@@ -26,7 +30,7 @@ const LEGACY_DEVICES: u16 = 1;
 const WITHOUT: u16 = (1 << 2) | (1 << 5);
 
 /// The tables as bytes to put at [`ACPI`], where the first is the RSDP.
-pub(super) fn tables(vcpus: u32) -> Vec<u8> {
+pub(super) fn tables(topology: &Topology, pieces: &[Mapping]) -> Vec<u8> {
     let bytes_of = |table: &dyn Aml| {
         let mut bytes = Vec::new();
         table.to_aml_bytes(&mut bytes);
@@ -73,8 +77,8 @@ pub(super) fn tables(vcpus: u32) -> Vec<u8> {
 
     let controller = LocalInterruptController::Address(LOCAL_APIC);
     let mut madt = MADT::new(OEM, TABLE, REVISION, controller);
-    for id in (0..vcpus).filter_map(|vcpu| u8::try_from(vcpu).ok()) {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    for (vcpu, id) in ids(topology) {
+        madt.add_structure(ProcessorLocalApic::new(vcpu, id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(0, IO_APIC, 0));
     let madt = put(&bytes_of(&madt));
@@ -82,12 +86,78 @@ pub(super) fn tables(vcpus: u32) -> Vec<u8> {
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if topology.nodes > 1 {
+        xsdt.add_entry(put(affinity(topology, pieces).as_slice()));
+        xsdt.add_entry(put(&bytes_of(&distances(topology.nodes))));
+    }
     let xsdt = put(&bytes_of(&xsdt));
     let rsdp = bytes_of(&Rsdp::new(OEM, xsdt));
     for (to, from) in out.iter_mut().zip(rsdp) {
         *to = from;
     }
     out
+}
+
+/// Number and APIC id of each vCPU.
+fn ids(topology: &Topology) -> impl Iterator<Item = (u8, u8)> + '_ {
+    (0..topology.vcpus).filter_map(|vcpu| {
+        let id = u8::try_from(topology.apic_id(vcpu)).ok()?;
+        Some((u8::try_from(vcpu).ok()?, id))
+    })
+}
+
+/// SRAT: the node of each vCPU and of each piece of memory.
+fn affinity(topology: &Topology, pieces: &[Mapping]) -> Sdt {
+    const HEADER: u32 = 48;
+    const PROCESSOR: [u8; 2] = [0, 16];
+    const ENABLED: u32 = 1;
+    let mut srat = Sdt::new(*b"SRAT", HEADER, 3, OEM, TABLE, REVISION);
+    // "Reserved to be 1 for backward compatibility".
+    srat.write_u32(36, 1);
+    for (vcpu, id) in ids(topology) {
+        let [low, high @ ..] = topology.node(vcpu.into()).to_le_bytes();
+        // `acpi_srat_cpu_affinity`: node, APIC id, flags, no SAPIC, the rest of the node, no clock
+        // domain.
+        srat.vec(&PROCESSOR);
+        srat.vec(&[low, id]);
+        srat.dword(ENABLED);
+        srat.vec(&[0]);
+        srat.vec(&high);
+        srat.vec(&[0; 4]);
+    }
+    for (node, gpa, bytes) in memory_of_nodes(topology.nodes, pieces) {
+        MemoryAffinity::new(node, gpa, bytes)
+            .enabled()
+            .to_aml_bytes(&mut srat);
+    }
+    srat
+}
+
+/// Which node each range of memory belongs to.
+fn memory_of_nodes(nodes: u32, pieces: &[Mapping]) -> Vec<(u32, u64, u64)> {
+    let total = pieces.iter().map(|piece| piece.bytes).sum();
+    let mut out = Vec::new();
+    for node in 0..nodes {
+        let (start, end) = node_memory(total, nodes, node);
+        for piece in pieces {
+            let from = start.max(piece.offset);
+            let to = end.min(piece.offset + piece.bytes);
+            if from < to {
+                out.push((node, piece.gpa + (from - piece.offset), to - from));
+            }
+        }
+    }
+    out
+}
+
+/// SLIT: twice as far to any other node.
+fn distances(nodes: u32) -> SLIT {
+    let mut slit = SLIT::new(OEM, TABLE, REVISION, nodes);
+    let nodes = usize::try_from(nodes).unwrap_or(0);
+    for (a, b) in (0..nodes).flat_map(|a| (0..a).map(move |b| (a, b))) {
+        slit.set_distance(a, b, 20);
+    }
+    slit
 }
 
 #[cfg(test)]
@@ -100,7 +170,8 @@ mod tests {
 
     #[test]
     fn tables_lead_to_each_other_and_have_their_checksums() {
-        let tables = tables(3);
+        let three = Topology { vcpus: 3, nodes: 1 };
+        let tables = tables(&three, &[]);
         let at = |gpa: u64| &tables[usize::try_from(gpa - ACPI).unwrap()..];
         let u32_at = |table: &[u8], at: usize| {
             u32::from_le_bytes(table[at..at + 4].try_into().unwrap()) as usize
@@ -124,5 +195,36 @@ mod tests {
         // Three CPUs of 8 bytes, one I/O APIC of 12.
         assert_eq!(u32_at(madt, 4), 44 + 3 * 8 + 12);
         assert_eq!(u32_at(fadt, 64), u32::from(PM_CONTROL) as usize);
+    }
+    #[test]
+    fn each_vcpu_and_all_memory_belong_to_a_node() {
+        let topology = Topology { vcpus: 4, nodes: 2 };
+        let pieces = super::super::layout::pieces(5 << 30);
+        let half = 5u64 << 29;
+        let expected = [
+            (0, 0, half),
+            (1, half, (3 << 30) - half),
+            (1, 4 << 30, 2 << 30),
+        ];
+        assert_eq!(memory_of_nodes(2, &pieces), expected);
+        let srat = affinity(&topology, &pieces);
+        let bytes = srat.as_slice();
+        assert_eq!(sum(bytes), 0);
+        assert_eq!(bytes.len(), 48 + 4 * 16 + 3 * 40);
+        let processors: Vec<_> = bytes[48..112]
+            .chunks(16)
+            .map(|entry| (entry[0], entry[1], entry[2], entry[3], entry[4]))
+            .collect();
+        let expected = [(0, 0), (0, 1), (1, 2), (1, 3)].map(|(n, id)| (0, 16, n, id, 1));
+        assert_eq!(processors, expected);
+        let mut slit = Vec::new();
+        distances(3).to_aml_bytes(&mut slit);
+        assert_eq!((sum(&slit), slit.len()), (0, 44 + 9));
+        assert_eq!(slit[44..], [10, 20, 20, 20, 10, 20, 20, 20, 10]);
+        // The root lists both, behind those that every machine has.
+        let all = tables(&topology, &pieces);
+        for name in [b"SRAT", b"SLIT"] {
+            assert!(all.windows(4).any(|bytes| bytes == name));
+        }
     }
 }

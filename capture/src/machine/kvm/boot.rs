@@ -2,7 +2,9 @@
 //!
 //! Documentation/arch/x86/boot.rst, "64-bit Boot Protocol": a bzImage at 1 MiB, entered 0x200
 //! behind that in long mode with the boot parameters in %rsi. Its decompressor moves and relocates
-//! the kernel (KASLR). A vmlinux is entered in the same way, at its own entry, where it was linked.
+//! the kernel (KASLR). A vmlinux stays where it was linked. It is entered by its note of PVH
+//! (include/xen/interface/elfnote.h, hvm/start_info.h): in protected mode without paging, with what
+//! starts it in %ebx; or, without that note, in long mode at its own entry.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -11,13 +13,18 @@ use std::path::Path;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use linux_loader::loader::bootparam::{LOADED_HIGH, XLF_KERNEL_64, boot_e820_entry, boot_params};
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::{Config, MachineError, Mapping};
 use super::acpi;
+use super::cpuid::Topology;
 use super::layout::{
-    ACPI, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, GDT, HIGH, LOW_END, PAGE_TABLES,
+    ACPI, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, GDT, HIGH, LOW_END, PAGE_TABLES, START_INFO,
 };
 
 /// Of `boot_params.hdr`.
@@ -33,11 +40,17 @@ const RESERVED: u32 = 2;
 const ENTRY_64: u64 = 0x200;
 const PAGE: u64 = 4096;
 
-/// Where a vCPU begins.
+/// `XEN_HVM_START_MAGIC_VALUE`, and the version that has a memory map.
+const PVH_MAGIC: u32 = 0x336e_c578;
+const PVH_VERSION: u32 = 1;
+
+/// Where a vCPU begins, and with what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Start {
-    pub(super) rip: u64,
-    pub(super) rsi: u64,
+pub(super) enum Start {
+    /// In long mode, with this in %rsi.
+    Long { rip: u64, rsi: u64 },
+    /// In protected mode without paging, with this in %ebx.
+    Protected { rip: u64, rbx: u64 },
 }
 
 fn cannot(what: impl std::fmt::Display, why: impl std::fmt::Display) -> MachineError {
@@ -48,10 +61,11 @@ fn cannot(what: impl std::fmt::Display, why: impl std::fmt::Display) -> MachineE
 pub(super) fn load(
     memory: &GuestMemoryMmap,
     pieces: &[Mapping],
+    topology: &Topology,
     config: &Config,
 ) -> Result<Start, MachineError> {
     let mut params = boot_params::default();
-    let (entry, end) = kernel(memory, &config.kernel, &mut params)?;
+    let Kernel { entry, pvh, end } = kernel(memory, &config.kernel, &mut params)?;
     params.hdr.boot_flag = BOOT_FLAG;
     params.hdr.header = HEADER;
     params.hdr.type_of_loader = OTHER_LOADER;
@@ -61,7 +75,7 @@ pub(super) fn load(
     initrd(memory, &config.initrd, end, low, &mut params)?;
     command_line(memory, &config.append, &mut params)?;
 
-    let tables = acpi::tables(config.vcpus);
+    let tables = acpi::tables(topology, pieces);
     let put = |bytes: &[u8], at: u64| {
         memory
             .write_slice(bytes, GuestAddress(at))
@@ -75,6 +89,13 @@ pub(super) fn load(
         (HIGH, low - HIGH, RAM),
     ];
     ranges.extend(pieces.iter().skip(1).map(|p| (p.gpa, p.bytes, RAM)));
+    if let Some(rip) = pvh {
+        put(&start_info(&params, &ranges), START_INFO)?;
+        return Ok(Start::Protected {
+            rip,
+            rbx: START_INFO,
+        });
+    }
     let mut count = 0;
     for (entry, &(addr, size, kind)) in params.e820_table.iter_mut().zip(&ranges) {
         *entry = boot_e820_entry {
@@ -89,18 +110,60 @@ pub(super) fn load(
         .write_obj(params, GuestAddress(BOOT_PARAMS))
         .map_err(|e| cannot("its boot parameters", e))?;
     long_mode_tables(memory).map_err(|e| cannot("its page tables", e))?;
-    Ok(Start {
+    Ok(Start::Long {
         rip: entry,
         rsi: BOOT_PARAMS,
     })
 }
 
-/// Where the kernel is entered, and the end of what it needs at first.
+/// What [`START_INFO`] holds: `struct hvm_start_info`, and behind it the list of modules, which is
+/// the initramfs, and the map of the memory.
+fn start_info(params: &boot_params, ranges: &[(u64, u64, u32)]) -> Vec<u8> {
+    let size = |bytes: usize| u64::try_from(bytes).unwrap_or(0);
+    let modules = START_INFO + size(size_of::<hvm_start_info>());
+    let map = modules + size(size_of::<hvm_modlist_entry>());
+    let words = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let count = u32::try_from(ranges.len()).unwrap_or(0);
+    let mut out: Vec<u8> = words(&[
+        pair(PVH_MAGIC, PVH_VERSION),
+        // No flags, one module.
+        pair(0, 1),
+        modules,
+        u64::from(params.hdr.cmd_line_ptr),
+        ACPI,
+        map,
+        pair(count, 0),
+    ]);
+    let initrd = (params.hdr.ramdisk_image, params.hdr.ramdisk_size);
+    out.extend::<Vec<u8>>(words(&[initrd.0.into(), initrd.1.into(), 0, 0]));
+    for &(at, bytes, kind) in ranges {
+        out.extend::<Vec<u8>>(words(&[at, bytes, pair(kind, 0)]));
+    }
+    debug_assert_eq!(
+        out.len(),
+        size_of::<hvm_start_info>()
+            + size_of::<hvm_modlist_entry>()
+            + ranges.len() * size_of::<hvm_memmap_table_entry>()
+    );
+    out
+}
+
+/// A kernel in memory.
+struct Kernel {
+    /// Where it is entered in long mode.
+    entry: u64,
+    /// Where it is entered in protected mode, if it can be.
+    pvh: Option<u64>,
+    /// The end of what it needs at first.
+    end: u64,
+}
+
 fn kernel(
     memory: &GuestMemoryMmap,
     path: &Path,
     params: &mut boot_params,
-) -> Result<(u64, u64), MachineError> {
+) -> Result<Kernel, MachineError> {
     let shown = path.display();
     let mut file = File::open(path).map_err(|e| cannot(&shown, e))?;
     let mut magic = [0; 4];
@@ -109,10 +172,21 @@ fn kernel(
         .map_err(|e| cannot(&shown, e))?;
     let high = Some(GuestAddress(HIGH));
     if &magic == b"\x7fELF" {
-        let loaded =
-            Elf::load(memory, None, &mut file, high).map_err(|e| cannot(&shown, e.to_string()))?;
+        let loaded = Elf::load(memory, None, &mut file, high).map_err(|e| {
+            cannot(
+                &shown,
+                format!("{e}; expected an x86-64 vmlinux that fits into the guest's memory"),
+            )
+        })?;
         params.hdr.kernel_alignment = 0x100_0000;
-        return Ok((loaded.kernel_load.0, loaded.kernel_end));
+        return Ok(Kernel {
+            entry: loaded.kernel_load.0,
+            pvh: match loaded.pvh_boot_cap {
+                PvhBootCapability::PvhEntryPresent(at) => Some(at.0),
+                _ => None,
+            },
+            end: loaded.kernel_end,
+        });
     }
     let loaded = BzImage::load(memory, high, &mut file, None).map_err(|e| {
         cannot(
@@ -133,7 +207,11 @@ fn kernel(
     // The decompressor works from where the kernel prefers to be, unless KASLR finds a better place.
     let (preferred, size) = (header.pref_address, u64::from(header.init_size));
     let end = loaded.kernel_end.max(preferred.saturating_add(size));
-    Ok((loaded.kernel_load.0 + ENTRY_64, end))
+    Ok(Kernel {
+        entry: loaded.kernel_load.0 + ENTRY_64,
+        pvh: None,
+        end,
+    })
 }
 
 /// As high as it may be: the kernel begins from below.
@@ -276,15 +354,72 @@ pub(super) fn long_mode(mut sregs: kvm_sregs) -> kvm_sregs {
     sregs
 }
 
-/// Makes a vCPU begin there, in long mode with interrupts off.
+/// Segment and control registers of protected mode without paging, as PVH wants them.
+fn protected_mode(mut sregs: kvm_sregs) -> kvm_sregs {
+    const PROTECTED: u64 = 1 << 0;
+    const EXTENSION_TYPE: u64 = 1 << 4;
+    // Code that is executed and read.
+    const CODE: u8 = 0xb;
+    let flat = descriptor(3);
+    sregs.cs = kvm_segment {
+        selector: descriptor(2).selector,
+        type_: CODE,
+        ..flat
+    };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (flat, flat, flat, flat, flat);
+    sregs.tr = descriptor(4);
+    (sregs.tr.limit, sregs.tr.g) = (0x67, 0);
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT, 0);
+    (sregs.idt.base, sregs.idt.limit) = (0, 0);
+    sregs.cr0 = PROTECTED | EXTENSION_TYPE;
+    (sregs.cr3, sregs.cr4, sregs.efer) = (0, 0, 0);
+    sregs
+}
+
+/// Makes a vCPU begin there, with interrupts off.
 pub(super) fn enter(fd: &VcpuFd, start: Start) -> Result<(), kvm_ioctls::Error> {
-    fd.set_sregs(&long_mode(fd.get_sregs()?))?;
+    let (rip, rsi, rbx) = match start {
+        Start::Long { rip, rsi } => (rip, rsi, 0),
+        Start::Protected { rip, rbx } => (rip, 0, rbx),
+    };
+    let sregs = fd.get_sregs()?;
+    fd.set_sregs(&match start {
+        Start::Long { .. } => long_mode(sregs),
+        Start::Protected { .. } => protected_mode(sregs),
+    })?;
     fd.set_regs(&kvm_regs {
-        rip: start.rip,
-        rsi: start.rsi,
+        rip,
+        rsi,
+        rbx,
         // Below the boot parameters, for those that use a stack before they have their own.
         rsp: BOOT_PARAMS - 16,
         rflags: 2,
         ..kvm_regs::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_starts_a_kernel_by_pvh_lists_its_initramfs_and_its_memory() {
+        let mut params = boot_params::default();
+        params.hdr.cmd_line_ptr = 0x2_0000;
+        (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = (0x1000_0000, 0x1234);
+        let ranges = [(0, 0x9_fc00, RAM), (4 << 30, 2 << 30, RAM)];
+        let bytes = start_info(&params, &ranges);
+        assert_eq!(bytes.len(), 56 + 32 + 2 * 24);
+        let at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        // "xEn3" with the highest bit of the E, version 1, one module.
+        assert_eq!(&bytes[..8], b"x\xc5n3\x01\0\0\0");
+        assert_eq!(at(8) >> 32, 1);
+        assert_eq!((at(24), at(32)), (0x2_0000, ACPI));
+        let modules = usize::try_from(at(16) - START_INFO).unwrap();
+        assert_eq!((at(modules), at(modules + 8)), (0x1000_0000, 0x1234));
+        let map = usize::try_from(at(40) - START_INFO).unwrap();
+        assert_eq!(at(48), 2);
+        let second = (at(map + 24), at(map + 32), at(map + 40));
+        assert_eq!(second, (4 << 30, 2 << 30, 1));
+    }
 }

@@ -88,7 +88,14 @@ pub(super) struct Devices {
     enabled: Mutex<[u8; 2]>,
     pub(super) console: Line,
     pub(super) host: Line,
+    /// What came of a device's attempt to open a file; see [`BREAKS_OUT`].
+    #[cfg(test)]
+    pub(super) opened: Mutex<Option<Option<i32>>>,
 }
+
+/// A device with a hole: whoever writes here makes it open a file of the host.
+#[cfg(test)]
+pub(super) const BREAKS_OUT: u16 = 0x700;
 
 impl Devices {
     pub(super) fn new(vm: &VmFd) -> io::Result<Self> {
@@ -104,6 +111,8 @@ impl Devices {
             enabled: Mutex::default(),
             console,
             host,
+            #[cfg(test)]
+            opened: Mutex::default(),
         })
     }
 
@@ -133,6 +142,12 @@ impl Devices {
                 if value & SLEEP != 0 && kind == u16::from(SLEEP_OFF) {
                     return Effect::PowerOff;
                 }
+            }
+            #[cfg(test)]
+            (BREAKS_OUT, _) => {
+                let opened = std::fs::File::open("/proc/self/status");
+                let errno = opened.err().and_then(|e| e.raw_os_error());
+                *self.opened.lock().unwrap() = Some(errno);
             }
             (PM_EVENT, [_, _, low, high]) => self.enable([*low, *high]),
             (port, [low, high]) if port == PM_EVENT + 2 => self.enable([*low, *high]),

@@ -19,8 +19,9 @@ use super::super::{GuestMemory, Mapping};
 /// Where memory below 4 GiB ends at the latest.
 const HOLE: u64 = 3 << 30;
 const ABOVE: u64 = 4 << 30;
-/// Page tables, descriptor table, boot parameters and command line, all below `LOW_END`.
+/// Page tables, descriptor table, what PVH begins with, boot parameters and command line, all below `LOW_END`.
 pub(super) const GDT: u64 = 0x500;
+pub(super) const START_INFO: u64 = 0x6000;
 pub(super) const BOOT_PARAMS: u64 = 0x7000;
 pub(super) const PAGE_TABLES: u64 = 0x9000;
 pub(super) const COMMAND_LINE: u64 = 0x2_0000;

@@ -8,6 +8,7 @@ mod boot;
 mod cpuid;
 mod debug;
 mod devices;
+mod jail;
 mod layout;
 mod probe;
 mod raw;
@@ -15,6 +16,7 @@ mod state;
 mod vcpu;
 mod watcher;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -23,15 +25,18 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
 use kvm_ioctls::{Cap, Error};
 
-use self::cpuid::Features;
+use self::cpuid::{Features, Topology};
 use self::debug::Fires;
 use self::devices::Devices;
 use self::raw::{Vcpu, Vm};
 use self::vcpu::{Crew, Told};
 use self::watcher::Watcher;
+use super::perf::Counters;
 use super::{Cause, Config, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 const DEVICE: &str = "/dev/kvm";
+const VCPUS: RangeInclusive<u32> = 1..=64;
+const MEMORY: RangeInclusive<u64> = 128 << 20..=64 << 30;
 /// Time for all vCPUs to stand when the machine itself wants it.
 const SHORT: Duration = Duration::from_secs(3);
 /// How long a kernel is tried before it counts as one that runs here.
@@ -41,8 +46,6 @@ const TICK: Duration = Duration::from_millis(10);
 const BOOTED: [&[u8]; 2] = [b"Run /init as init", b"Freeing unused kernel"];
 /// What it writes when it has not.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
-/// Why a capture has no hardware counters.
-const NO_COUNTERS: &str = "the in-process machine opens no counters for its vCPUs' threads yet";
 /// Longest line of the guest's init, bytes.
 const MAX_LINE: usize = 64 << 10;
 
@@ -71,6 +74,8 @@ pub(super) struct Kvm {
     stopped_at: Option<Time>,
     ended: bool,
     detail: String,
+    /// The hardware counters of the vCPUs' threads, or why there are none.
+    counters: Result<Counters, String>,
 }
 
 /// A guest's time.
@@ -83,6 +88,28 @@ struct Time {
 
 fn start(what: &str) -> impl Fn(Error) -> MachineError {
     move |e| MachineError::Start(format!("cannot start the guest on KVM: {what}: {e}"))
+}
+
+/// What a machine of this kind may have. More is QEMU's to run.
+fn sizes(config: &Config) -> Result<(), MachineError> {
+    let refused = |what: String| Err(MachineError::Start(what));
+    if !VCPUS.contains(&config.vcpus) {
+        return refused(format!(
+            "{} vCPUs (--cpus): a guest on KVM has {} to {}; --backend qemu can have more",
+            config.vcpus,
+            VCPUS.start(),
+            VCPUS.end()
+        ));
+    }
+    if !MEMORY.contains(&config.memory_bytes) {
+        return refused(format!(
+            "{} MiB of memory (--memory): a guest on KVM has {} MiB to {} GiB; --backend qemu can have others",
+            config.memory_bytes >> 20,
+            MEMORY.start() >> 20,
+            MEMORY.end() >> 30
+        ));
+    }
+    Ok(())
 }
 
 /// Opens the device, or says what is wrong with it.
@@ -103,9 +130,14 @@ fn open() -> Result<kvm_ioctls::Kvm, MachineError> {
 impl Kvm {
     /// Starts a guest and lets it run.
     pub(super) fn start(config: &Config) -> Result<Self, MachineError> {
-        let mut kvm = Self::prepare(config.vcpus, config.memory_bytes, config.unparked)?;
+        let topology = Topology {
+            vcpus: config.vcpus,
+            nodes: config.nodes.max(1),
+        };
+        sizes(config)?;
+        let mut kvm = Self::prepare(topology, config.memory_bytes, config.unparked)?;
         let pieces = layout::pieces(config.memory_bytes);
-        let entry = boot::load(&kvm.vm.memory, &pieces, config)?;
+        let entry = boot::load(&kvm.vm.memory, &pieces, &topology, config)?;
         if let Some(first) = kvm.crew.vcpu(0) {
             boot::enter(&first.fd, entry).map_err(start("the first vCPU"))?;
         }
@@ -114,7 +146,12 @@ impl Kvm {
     }
 
     /// A machine with nothing in its memory, whose vCPUs stand.
-    fn prepare(vcpus: u32, memory_bytes: u64, unparked: Option<u32>) -> Result<Self, MachineError> {
+    fn prepare(
+        topology: Topology,
+        memory_bytes: u64,
+        unparked: Option<u32>,
+    ) -> Result<Self, MachineError> {
+        let vcpus = topology.vcpus;
         let kvm = open()?;
         let most = kvm.get_max_vcpus();
         if usize::try_from(vcpus).unwrap_or(usize::MAX) > most {
@@ -149,14 +186,14 @@ impl Kvm {
         let vm = Arc::new(vm);
         let deadline = vm.fd.check_extension(Cap::TscDeadlineTimer);
         let mut features =
-            Features::new(&kvm, vcpus, deadline).map_err(start("KVM_GET_SUPPORTED_CPUID"))?;
+            Features::new(&kvm, topology, deadline).map_err(start("KVM_GET_SUPPORTED_CPUID"))?;
         let first = features.of(0).map_err(start("what its CPUs are"))?;
         let saves = probe::saves(&kvm, &first);
         if !saves {
             features.without_xsave();
         }
         let cpus = (0..vcpus).map(|number| {
-            let vcpu = Vcpu::new(&vm, number)?;
+            let vcpu = Vcpu::new(&vm, topology.apic_id(number))?;
             vcpu.fd.set_cpuid2(&features.of(number)?)?;
             Ok(vcpu)
         });
@@ -166,7 +203,7 @@ impl Kvm {
         let (tell, told) = channel();
         let crew = Crew::start(cpus, &devices, &tell, unparked)
             .map_err(|e| MachineError::Start(format!("cannot start the guest on KVM: {e}")))?;
-        let machine = Self {
+        let mut machine = Self {
             crew,
             vm,
             devices,
@@ -197,8 +234,11 @@ impl Kvm {
                     "; its CPUs have no XSAVE, which does not work here"
                 },
             ),
+            counters: Err("the vCPUs' threads did not begin in time".into()),
         };
-        machine.park(SHORT);
+        if machine.park(SHORT).is_empty() {
+            machine.counters = Counters::of_guest(&machine.crew.thread_ids());
+        }
         Ok(machine)
     }
 
@@ -291,14 +331,16 @@ impl Kvm {
     }
 
     fn time(&self) -> Time {
+        // What passes from here on does not pass for the guest.
+        let (at, clock) = (Instant::now(), self.vm.fd.get_clock().ok());
         let offsets = (0..self.crew.count()).map(|number| {
             let vcpu = self.crew.vcpu(number)?;
             vcpu.tsc_offset()
         });
         Time {
             offsets: offsets.collect(),
-            clock: self.vm.fd.get_clock().ok(),
-            at: Instant::now(),
+            clock,
+            at,
         }
     }
 
@@ -306,19 +348,24 @@ impl Kvm {
     /// cannot be set back is told to the guest's kernel (`KVM_KVMCLOCK_CTRL`), which then does not
     /// take the pause for a lockup.
     fn set_back(&self, time: &Time) {
-        let paused = time.at.elapsed();
+        let mut shifts = Vec::new();
         for (number, offset) in (0..).zip(&time.offsets) {
             let Some(vcpu) = self.crew.vcpu(number) else {
                 continue;
             };
-            let shifts = offset.filter(|_| self.shifts);
-            if let (Some(offset), Ok(khz)) = (shifts, vcpu.fd.get_tsc_khz()) {
-                let ticks = paused.as_nanos().saturating_mul(u128::from(khz)) / 1_000_000;
-                let ticks = u64::try_from(ticks).unwrap_or(0);
-                let _ = vcpu.set_tsc_offset(offset.wrapping_sub(ticks));
-            }
             // A guest without kvmclock has nothing to be told.
             let _ = vcpu.fd.kvmclock_ctrl();
+            let offset = offset.filter(|_| self.shifts);
+            if let (Some(offset), Ok(khz)) = (offset, vcpu.fd.get_tsc_khz()) {
+                shifts.push((vcpu, offset, khz));
+            }
+        }
+        // Last, for time goes on from here; the same for all, for their counters go together.
+        let paused = time.at.elapsed();
+        for (vcpu, offset, khz) in shifts {
+            let ticks = paused.as_nanos().saturating_mul(u128::from(khz)) / 1_000_000;
+            let ticks = u64::try_from(ticks).unwrap_or(0);
+            let _ = vcpu.set_tsc_offset(offset.wrapping_sub(ticks));
         }
         // The guest's clocks stay with each other.
         if let Some(clock) = time.clock.filter(|_| self.shifts) {
@@ -425,10 +472,7 @@ impl Machine for Kvm {
     }
 
     fn freeze(&mut self, deadline: Duration) -> Frozen {
-        let mut frozen = Frozen {
-            no_counters: Some(NO_COUNTERS.to_owned()),
-            ..Frozen::default()
-        };
+        let mut frozen = Frozen::default();
         for number in self.halt_within(deadline) {
             frozen.faults.push(format!(
                 "vCPU {number} did not stop within {:.1} s",
@@ -450,6 +494,10 @@ impl Machine for Kvm {
                         .push(format!("the registers of vCPU {number}: {e}"));
                 }
             }
+        }
+        match &mut self.counters {
+            Ok(counters) => frozen.counters = counters.read(),
+            Err(why) => frozen.no_counters = Some(why.clone()),
         }
         frozen
     }
@@ -498,5 +546,7 @@ impl Drop for Kvm {
     }
 }
 
+#[cfg(test)]
+mod booted;
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs};
+use kvm_bindings::{CpuId, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::Stop;
 use super::boot::{self, Start};
+use super::cpuid::save_sizes;
 use super::debug::{self, Fires};
 use super::layout;
 use super::raw::{Vcpu, Vm};
@@ -65,8 +66,6 @@ const SAVES: &[u8] = &[
 ];
 /// A shift of the time stamp counter that no host's own value reaches.
 const SHIFT: u64 = 1 << 60;
-/// Leaf 0xd: the legacy area and the header, which come before everything else.
-const SAVE_HEADER: u32 = 576;
 
 /// A vCPU of a machine of its own at the beginning of `code`.
 fn tiny(kvm: &Kvm, code: &[u8], cpuid: Option<&CpuId>) -> Option<Vcpu> {
@@ -78,7 +77,7 @@ fn tiny(kvm: &Kvm, code: &[u8], cpuid: Option<&CpuId>) -> Option<Vcpu> {
     if let Some(cpuid) = cpuid {
         vcpu.fd.set_cpuid2(cpuid).ok()?;
     }
-    boot::enter(&vcpu.fd, Start { rip: CODE, rsi: 0 }).ok()?;
+    boot::enter(&vcpu.fd, Start::Long { rip: CODE, rsi: 0 }).ok()?;
     Some(vcpu)
 }
 
@@ -157,54 +156,4 @@ pub(super) fn saves(kvm: &Kvm, cpuid: &CpuId) -> bool {
         (told == expected).then_some(())
     };
     sound().is_some()
-}
-
-/// Size of the area that XSAVE writes for these features, and of the one that XSAVEC does if there
-/// is such a thing.
-fn save_sizes(entries: &[kvm_cpuid_entry2], features: u32) -> (u32, Option<u32>) {
-    let leaf = |index| {
-        let mut own = entries.iter().filter(|entry| entry.function == 0xd);
-        own.find(|entry| entry.index == index)
-    };
-    let (mut plain, mut compact) = (SAVE_HEADER, SAVE_HEADER);
-    for entry in (2..32)
-        .filter(|bit| features & (1 << bit) != 0)
-        .filter_map(leaf)
-    {
-        plain = plain.max(entry.ebx.saturating_add(entry.eax));
-        if entry.ecx & 2 != 0 {
-            compact = compact.next_multiple_of(64);
-        }
-        compact = compact.saturating_add(entry.eax);
-    }
-    // XSAVEC or XSAVES.
-    let has = leaf(1).is_some_and(|entry| entry.eax & 0b1010 != 0);
-    (plain, has.then_some(compact))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_save_area_has_the_size_of_its_parts() {
-        let leaf = |index, eax, ebx, ecx| kvm_cpuid_entry2 {
-            function: 0xd,
-            index,
-            eax,
-            ebx,
-            ecx,
-            ..kvm_cpuid_entry2::default()
-        };
-        // AVX at 576, PKRU at 2688 as on AMD, in steps of 64 when compact.
-        let mut entries = vec![
-            leaf(0, 0x207, 0, 0),
-            leaf(2, 256, 576, 0),
-            leaf(9, 8, 2688, 2),
-        ];
-        assert_eq!(save_sizes(&entries, 0x207), (2696, None));
-        entries.push(leaf(1, 0b1010, 0, 0));
-        assert_eq!(save_sizes(&entries, 0x207), (2696, Some(832 + 8)));
-        assert_eq!(save_sizes(&entries, 7), (832, Some(832)));
-    }
 }

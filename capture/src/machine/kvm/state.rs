@@ -1,11 +1,13 @@
 //! A vCPU's registers, from KVM's structures to those of a capture.
 
-use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_segment};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use scx_postmortem_format::capture::{
     DebugRegs, DescriptorTable, GeneralRegs, Msr, SegmentReg, SpecialRegs, VcpuState,
 };
 use vmm_sys_util::errno::Error;
+
+use super::cpuid::save_sizes;
 
 /// The model-specific registers of a capture, as `asm/msr-index.h` and `asm/kvm_para.h` name them.
 const MSRS: [u32; 23] = [
@@ -84,6 +86,39 @@ fn msrs(fd: &VcpuFd) -> Vec<Msr> {
     out
 }
 
+/// In the area that XSAVE writes: where the kernel's notes have the features that are switched on
+/// (`struct xregs_state`, arch/x86/kernel/fpu/xstate.h: `sw_reserved`).
+const FEATURES: usize = 464;
+/// Length of its part without the header.
+const PLAIN: usize = 512;
+/// x87 and SSE, which every x86-64 processor has.
+const LEGACY: u64 = 3;
+
+/// The state that XSAVE saves, in its standard form and as long as it is on this vCPU. KVM gives
+/// a page of it: what is larger (AMX) needs leave that this process has not asked for.
+fn xsave(fd: &VcpuFd) -> Result<Vec<u8>, Error> {
+    let area = fd.get_xsave()?.region;
+    let mut area: Vec<u8> = area.iter().flat_map(|word| word.to_le_bytes()).collect();
+    // A host without XSAVE has no such register.
+    let xcrs = fd.get_xcrs().unwrap_or_default();
+    let first = xcrs
+        .xcrs
+        .iter()
+        .take(usize::try_from(xcrs.nr_xcrs).unwrap_or(0));
+    let features = first
+        .filter(|entry| entry.xcr == 0)
+        .fold(LEGACY, |all, entry| all | entry.value);
+    let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES)?;
+    let low = u32::try_from(features & 0xffff_ffff).unwrap_or(0);
+    let (size, _) = save_sizes(cpuid.as_slice(), low);
+    area.truncate(usize::try_from(size).unwrap_or(PLAIN));
+    let mask = area.get_mut(FEATURES..FEATURES + 8);
+    if let Some(mask) = mask {
+        mask.copy_from_slice(&features.to_le_bytes());
+    }
+    Ok(area)
+}
+
 /// All registers of a vCPU that stands still.
 pub(super) fn of(vcpu: u32, fd: &VcpuFd) -> Result<VcpuState, Error> {
     let regs = fd.get_regs()?;
@@ -140,5 +175,6 @@ pub(super) fn of(vcpu: u32, fd: &VcpuFd) -> Result<VcpuState, Error> {
             dr7: debug.dr7,
         }),
         msrs: msrs(fd),
+        xsave: xsave(fd)?,
     })
 }

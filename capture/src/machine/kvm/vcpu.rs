@@ -5,7 +5,7 @@
 //! be lost, so it is repeated until the thread says that it stands. One that stands has left its
 //! vCPU, which is then anyone's to look at.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -22,6 +22,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::super::Stop;
 use super::debug;
 use super::devices::{Devices, Effect};
+use super::jail::{self, Role};
 use super::raw::Vcpu;
 
 /// How long a signal has to work before it is repeated.
@@ -67,6 +68,8 @@ pub(super) struct Crew {
     /// The order is another than `Run`.
     halt: AtomicBool,
     vcpus: Vec<Mutex<Vcpu>>,
+    /// The kernel's numbers of the threads; 0 before a thread has begun.
+    ids: Vec<AtomicI32>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -79,7 +82,7 @@ fn index(vcpu: u32) -> usize {
 }
 
 /// The signal that takes a thread out of the guest.
-fn kick() -> libc::c_int {
+pub(super) fn kick() -> libc::c_int {
     SIGRTMIN()
 }
 
@@ -102,6 +105,7 @@ impl Crew {
             }),
             moved: Condvar::new(),
             halt: AtomicBool::new(true),
+            ids: vcpus.iter().map(|_| AtomicI32::default()).collect(),
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             threads: Mutex::default(),
         });
@@ -124,6 +128,12 @@ impl Crew {
 
     pub(super) fn count(&self) -> u32 {
         u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The kernel's numbers of the threads, in the order of vCPUs, once all of them stand.
+    pub(super) fn thread_ids(&self) -> Vec<i32> {
+        let ids = self.ids.iter().map(|id| id.load(Ordering::SeqCst));
+        ids.collect()
     }
 
     /// The vCPU, once it stands. Its thread has it otherwise, so this would wait for it.
@@ -201,7 +211,16 @@ impl Crew {
 
     /// What a vCPU's thread does from its start to its end.
     fn work(&self, number: u32, devices: &Devices, tell: &Sender<Told>, stubborn: bool) {
+        if let Some(id) = self.ids.get(index(number)) {
+            let own = rustix::thread::gettid().as_raw_nonzero().get();
+            id.store(own, Ordering::SeqCst);
+        }
         let mut over = false;
+        if let Err(e) = jail::enter(Role::Vcpu) {
+            let why = format!("no seccomp filter for the thread of vCPU {number}: {e}");
+            over = true;
+            let _ = tell.send(Told::Failed { why });
+        }
         while self.stand(number, over) {
             let Some(vcpu) = self.vcpus.get(index(number)) else {
                 return;

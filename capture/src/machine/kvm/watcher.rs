@@ -11,6 +11,7 @@ use scx_postmortem_analyze::kernel::paging::PageTable;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::GuestMemory;
+use super::jail::{self, Role};
 use super::raw::{Vcpu, Vm};
 use super::vcpu::{Crew, Told};
 
@@ -67,6 +68,11 @@ impl Watcher {
         let thread = thread::Builder::new()
             .name("watcher".into())
             .spawn(move || {
+                if let Err(e) = jail::enter(Role::Watcher) {
+                    let why = format!("no seccomp filter for the thread that watches: {e}");
+                    let _ = tell.send(Told::Failed { why });
+                    return;
+                }
                 while !over.load(Ordering::Relaxed) {
                     if read() != before {
                         crew.park(PARK);

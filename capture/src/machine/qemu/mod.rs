@@ -36,8 +36,6 @@ use self::qmp::Qmp;
 use super::perf::Counters;
 use super::{Cause, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
-/// Name of the memory backend.
-const BACKEND: &str = "ram";
 /// Time for a command that does next to nothing.
 const SHORT: Duration = Duration::from_secs(10);
 /// Time in which the debug stub tells that the guest was paused.
@@ -71,6 +69,11 @@ enum Owner {
         /// Lets it go on when we are killed.
         guardian: Option<Guardian>,
     },
+}
+
+/// Name of a node's memory backend.
+fn backend(node: u32) -> String {
+    format!("ram{node}")
 }
 
 /// What a connection to a QEMU is made of.
@@ -185,12 +188,17 @@ impl Qemu {
             return Ok(());
         }
         let tree = self.qmp.human("info mtree -f")?;
-        let map = mtree::mappings(&tree, BACKEND);
-        if map.is_empty() {
-            return Err(MachineError::Refused {
-                what: "QEMU's `info mtree -f`".into(),
-                why: format!("its view of memory does not show the backend {BACKEND:?}"),
-            });
+        let mut map = Vec::new();
+        for (node, number) in (0..).zip(0..self.memory.backings()) {
+            let backend = backend(node);
+            let found = mtree::mappings(&tree, &backend);
+            if found.is_empty() {
+                return Err(MachineError::Refused {
+                    what: "QEMU's `info mtree -f`".into(),
+                    why: format!("its view of memory does not show the backend {backend:?}"),
+                });
+            }
+            map.extend(found.into_iter().map(|piece| (piece, number)));
         }
         let moved = self.memory.with_map(map);
         self.memory = moved.map_err(|e| MachineError::Refused {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::gdb::Gdb;
 use super::qmp::Qmp;
-use super::{BACKEND, Owner, Parts, Qemu, Tail, last_words};
-use crate::machine::{Config, GuestMemory, Machine, MachineError, Nameless};
+use super::{Owner, Parts, Qemu, Tail, backend, last_words};
+use crate::machine::memory::Backing;
+use crate::machine::{Config, GuestMemory, Machine, MachineError, Nameless, node_memory, share};
 
 /// Time in which QEMU opens its sockets.
 const START: Duration = Duration::from_secs(30);
@@ -50,15 +51,21 @@ impl Qemu {
             .map_err(|e| start("a temporary directory", &e))?;
         let at = |name: &str| directory.path().join(name);
         let file = |name: &str, what: &str| Nameless::new(name).map_err(|e| start(what, &e));
-        let memory = file("scx-postmortem-guest", "memory for the guest")?;
-        let sized = memory.file.set_len(config.memory_bytes);
-        sized.map_err(|e| start("memory for the guest", &e))?;
+        let nodes = config.nodes.max(1);
+        let memory = (0..nodes).map(|node| {
+            let (begin, end) = node_memory(config.memory_bytes, nodes, node);
+            let memory = Nameless::new("scx-postmortem-guest")?;
+            memory.file.set_len(end - begin)?;
+            Ok(memory)
+        });
+        let memory = memory.collect::<io::Result<Vec<_>>>();
+        let memory = memory.map_err(|e| start("memory for the guest", &e))?;
         let said = file("scx-postmortem-messages", "its messages")?.file;
         let errors = said.try_clone().map_err(|e| start("its messages", &e))?;
         let console = file("scx-postmortem-console", "its console")?;
         let host = file("scx-postmortem-host", "its console")?;
-        let files = [&memory, &console, &host].map(|file| file.path.display().to_string());
-        let arguments = arguments(emulator, config, directory.path(), &files);
+        let serial = [&console, &host].map(|file| file.path.display().to_string());
+        let arguments = arguments(emulator, config, directory.path(), &memory, &serial);
         let mut child = spawn(&emulator.program, &arguments, errors)?;
 
         let deadline = Instant::now() + START;
@@ -85,7 +92,13 @@ impl Qemu {
             owner: Owner::Us { child, said },
             qmp,
             gdb,
-            memory: GuestMemory::new(memory.file, Vec::new()),
+            memory: GuestMemory::from_parts(
+                memory
+                    .into_iter()
+                    .map(|part| Backing::file(part.file))
+                    .collect(),
+                Vec::new(),
+            ),
             vcpus: config.vcpus,
             kvm: emulator.accel == Accel::Kvm,
             runs: false,
@@ -99,12 +112,13 @@ impl Qemu {
     }
 }
 
-/// `directory` is for sockets, the files are for the memory and the two serial ports.
+/// `directory` is for sockets, the files are for the memory of each node and the two serial ports.
 fn arguments(
     emulator: &Emulator,
     config: &Config,
     directory: &Path,
-    [memory, console, host]: &[String; 3],
+    memory: &[Nameless],
+    [console, host]: &[String; 2],
 ) -> Vec<String> {
     let at = |name: &str| directory.join(name).display().to_string();
     let accel = match emulator.accel {
@@ -113,17 +127,13 @@ fn arguments(
     };
     let size = config.memory_bytes;
     let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", at(id));
-    [
+    let mut arguments: Vec<String> = [
         "-nodefaults",
         "-no-user-config",
         "-display",
         "none",
         "-no-reboot",
         "-S",
-        "-machine",
-        &format!("pc,memory-backend={BACKEND}"),
-        "-object",
-        &format!("memory-backend-file,id={BACKEND},size={size},mem-path={memory},share=on"),
         "-m",
         &format!("{}M", size >> 20),
         "-accel",
@@ -131,7 +141,7 @@ fn arguments(
         "-cpu",
         &emulator.cpu,
         "-smp",
-        &config.vcpus.to_string(),
+        &smp(config),
         "-kernel",
         &config.kernel.display().to_string(),
         "-initrd",
@@ -156,7 +166,50 @@ fn arguments(
         "chardev=qmp,mode=control",
     ]
     .map(str::to_owned)
-    .into()
+    .into();
+    arguments.extend(memory_arguments(config, memory));
+    arguments
+}
+
+/// A CPU of one node that shares a cache with another's would be a kernel's warning: with nodes each
+/// is a socket of its own.
+fn smp(config: &Config) -> String {
+    let vcpus = config.vcpus;
+    if config.nodes > 1 {
+        format!("{vcpus},sockets={vcpus},cores=1,threads=1")
+    } else {
+        vcpus.to_string()
+    }
+}
+
+/// The guest's memory in our memfds, one for each NUMA node.
+fn memory_arguments(config: &Config, memory: &[Nameless]) -> Vec<String> {
+    let mut out = vec!["-machine".to_owned()];
+    match memory {
+        [_] => out.push(format!("pc,memory-backend={}", backend(0))),
+        _ => out.push("pc".to_owned()),
+    }
+    let nodes = config.nodes.max(1);
+    for (node, file) in (0..).zip(memory) {
+        let (begin, end) = node_memory(config.memory_bytes, nodes, node);
+        let id = backend(node);
+        let path = file.path.display();
+        out.push("-object".to_owned());
+        out.push(format!(
+            "memory-backend-file,id={id},size={},mem-path={path},share=on",
+            end - begin
+        ));
+        if memory.len() > 1 {
+            let first = |node| share(config.vcpus.into(), nodes, node);
+            out.push("-numa".to_owned());
+            out.push(format!(
+                "node,nodeid={node},cpus={}-{},memdev={id}",
+                first(node),
+                first(node + 1).saturating_sub(1)
+            ));
+        }
+    }
+    out
 }
 
 /// Starts QEMU so that it does not outlive us, even when we are killed: `setpriv` (util-linux)
@@ -190,5 +243,34 @@ fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, Ma
             started(command, errors).map_err(cannot)
         }
         other => other.map_err(cannot),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_node_has_its_share_of_cpus_and_memory() {
+        let file = || Nameless::new("test").unwrap();
+        let config = Config {
+            vcpus: 5,
+            memory_bytes: 513 << 20,
+            nodes: 2,
+            ..Config::default()
+        };
+        let two = memory_arguments(&config, &[file(), file()]);
+        assert_eq!(two[..2], ["-machine", "pc"]);
+        assert!(two[3].starts_with("memory-backend-file,id=ram0,size=268435456,"));
+        assert_eq!(two[5], "node,nodeid=0,cpus=0-1,memdev=ram0");
+        assert!(two[7].starts_with("memory-backend-file,id=ram1,size=269484032,"));
+        assert_eq!(two[9], "node,nodeid=1,cpus=2-4,memdev=ram1");
+        assert_eq!(smp(&config), "5,sockets=5,cores=1,threads=1");
+        let one = memory_arguments(&Config { nodes: 1, ..config }, &[file()]);
+        assert_eq!(one[1], "pc,memory-backend=ram0");
+        assert!(
+            one[3].contains("size=537919488,") && one.len() == 4,
+            "{one:?}"
+        );
     }
 }

@@ -89,6 +89,7 @@ pub(super) fn of_note(vcpu: u32, note: &[u8]) -> Option<VcpuState> {
         }),
         debug: None,
         msrs: kernel_gs.map(msr).into_iter().collect(),
+        xsave: Vec::new(),
     })
 }
 
