@@ -258,15 +258,14 @@ def case_numa(rig, kernel):
 def case_timed(rig, kernel, demo="error"):
     """How long the exit kind had been set at the freeze: by a watchpoint exactly, without one at most."""
     out = []
-    for moment, by in (("dump", "breakpoint"), ("poll", "poll")):
-        command, output = rig.command(demo, kernel, f"{moment}-{kernel}", "--moment", moment)
-        code, _, err = run(command)
-        check(code == FAILED, f"{moment}: exit {code}: {err}")
-        said = manifest(output)["trigger"]
-        check(said["by"] == by, f"{moment}: {said}")
-        ms = (said["exit_kind_unset_ns_before"] + said["freeze_ns"]) / 1e6
-        out.append(f"{moment} at most {ms:.1f} ms")
-        output.unlink()
+    command, output = rig.command(demo, kernel, f"dump-{kernel}", "--moment", "dump")
+    code, _, err = run(command)
+    check(code == FAILED, f"dump: exit {code}: {err}")
+    said = manifest(output)["trigger"]
+    check(said["by"] == "breakpoint", f"dump: {said}")
+    ms = (said["exit_kind_unset_ns_before"] + said["freeze_ns"]) / 1e6
+    out.append(f"dump at most {ms:.1f} ms")
+    output.unlink()
     for moment in ("store", "timed"):
         command, output = rig.command(demo, kernel, f"{moment}-{kernel}", "--moment", moment)
         code, _, err = run(command)
