@@ -3,7 +3,7 @@
 """`capture run --backend kvm` where there is no hardware for it: in a guest of QEMU's software
 emulation that has AMD's virtualisation, and in it the guest whose scheduler fails.
 
-    tests/guest/nested.py                       what CI runs
+    tests/guest/nested.py                       all cases; CI runs none of them so far
     tests/guest/nested.py --case error,exits    some of the cases
     tests/guest/nested.py --exits 20            error exits that are counted
     tests/guest/nested.py --short               tiny guests, stall, error and dual, all in one outer guest
