@@ -60,11 +60,11 @@ fn rewritten(kernel: &Kernel, excluded: Excluded) -> Kernel {
         excluded,
         ..CaptureSpec::default()
     };
-    let mut bytes = Vec::new();
+    let mut bytes = std::io::Cursor::new(Vec::new());
     let source = Source(&*image.memory);
     write_capture(&mut bytes, &spec, &source, &WriteOptions::default()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), &bytes).unwrap();
+    std::fs::write(file.path(), bytes.get_ref()).unwrap();
     let image = Image::open(file.path()).unwrap();
     Kernel::find(image, &Overrides::default()).unwrap()
 }

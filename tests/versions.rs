@@ -14,6 +14,7 @@ use scx_postmortem_analyze::kernel::{Kernel, Overrides};
 use scx_postmortem_analyze::snapshot::Snapshot;
 use scx_postmortem_analyze::source::Image;
 use scx_postmortem_analyze::{analysis, tables};
+use scx_postmortem_format::capture::{Capture, Upgrade, upgraded};
 use scx_postmortem_format::report::{FailureDumpReportAny, POSTMORTEM_VERSION, ReportError};
 use serde_json::Value;
 
@@ -55,6 +56,35 @@ fn a_capture_of_version_1_is_read() {
     assert_eq!(digest.as_deref(), Some("230a46e40b660d3898cf980c40651bdf"));
     assert!(report.task_enrichments.len() > 50);
     assert!(report.dsq_states.iter().any(|dsq| dsq.id == 0x60d5));
+}
+
+#[test]
+fn a_capture_of_version_1_0_becomes_one_of_today_with_the_same_content() {
+    let old = std::fs::read(folder().join("single.core.zst")).unwrap();
+    assert_eq!((old[16], old[18]), (1, 0));
+    let Upgrade::Start(start) = upgraded(&old).unwrap() else {
+        panic!("nothing to upgrade");
+    };
+    let mut new = old.clone();
+    new[..start.len()].copy_from_slice(&start);
+    assert_eq!((new[16], new[18]), (1, 1));
+    assert_eq!(upgraded(&new).unwrap(), Upgrade::Current);
+    let (before, after) = (Capture::open(&old).unwrap(), Capture::open(&new).unwrap());
+    assert_eq!(before.preamble().digest, None);
+    assert_eq!(after.preamble().digest, before.digest());
+    assert_eq!(after.digest(), before.digest());
+    assert_eq!(after.notes(), before.notes());
+    assert!(after.verify(None).is_sound());
+    // A digest that is not that of the frames is noticed.
+    let mut wrong = new.clone();
+    wrong[210] ^= 1;
+    let hash = xxhash_rust::xxh3::xxh3_64(&wrong[..248]);
+    wrong[248..256].copy_from_slice(&hash.to_le_bytes());
+    let verified = Capture::open(&wrong).unwrap().verify(None);
+    assert!(verified.problems[0].contains("the preamble says that the capture's digest is"));
+    // Of a part of a file nobody knows the digest of the whole.
+    let upgrade = upgraded(&old[..old.len() - 1]).unwrap();
+    assert!(matches!(upgrade, Upgrade::Impossible(_)), "{upgrade:?}");
 }
 
 /// Every member of `old` is in `new` with the same value: nothing that was written is lost.

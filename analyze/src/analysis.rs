@@ -33,6 +33,9 @@ use crate::walk::{
 };
 use crate::{diagnose, diff, history};
 
+/// Name and version of this analyzer, as reports have them.
+pub const ANALYZER: &str = concat!("scx-postmortem ", env!("CARGO_PKG_VERSION"));
+
 /// What to do beyond the defaults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -188,7 +191,7 @@ pub fn analyze_timed(
         timers: kernel_side.timers,
         workqueues: kernel_side.workqueues,
         kernel_log: kernel_side.log,
-        ..PostmortemReport::new(concat!("scx-postmortem ", env!("CARGO_PKG_VERSION")))
+        ..PostmortemReport::new(ANALYZER)
     };
     report.scx_sched_state = state.state;
     add_bpf(&mut report, &mut own, bpf, &btfs, &mut remarks);

@@ -1,5 +1,6 @@
 //! Command line, exit codes and output files of `analyze`.
 
+mod batch;
 mod diff;
 mod golden;
 mod query;
@@ -58,6 +59,7 @@ Examples:
   analyze query stall.core.zst 'rq(1).scx.nr_running' 'bss.nr_parked'   see docs/query.md
   analyze verify stall.core.zst               check every frame
   analyze export stall.core.zst -o core.elf   for drgn, crash, gdb
+  analyze batch captures/ --out results       reports of many, and one table of all
   analyze reduce stall.core.zst -o small.core.zst   only what the report needs, for a bug report or a test
 ";
 
@@ -134,6 +136,8 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Tests the captures in a folder against reports that were found right.
     Golden(golden::GoldenArgs),
+    /// Reports of many captures, and one table of all: what is done is not done again.
+    Batch(batch::BatchArgs),
     /// Brings captures and reports of earlier versions to the current one; says of each which
     /// version it has.
     Upgrade(upgrade::UpgradeArgs),
@@ -236,7 +240,7 @@ pub(crate) fn run() -> ExitCode {
         ErrorKind::ArgumentConflict => Cli::command()
             .error(
                 ErrorKind::InvalidSubcommand,
-                "a report takes one FILE; a command comes first and is one of info, verify, query, shell, diff, golden, upgrade, reduce, export",
+                "a report takes one FILE; a command comes first and is one of info, verify, query, shell, diff, golden, batch, upgrade, reduce, export",
             )
             .exit(),
         _ => error.exit(),
@@ -261,6 +265,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Shell(args)) => shell::run(args),
         Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Golden(args)) => golden::run(args),
+        Some(Command::Batch(args)) => batch::run(args),
         Some(Command::Upgrade(args)) => upgrade::run(args),
         Some(Command::Export { file, output }) => export(file, output),
         None => report(&cli.report),

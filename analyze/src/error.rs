@@ -130,6 +130,9 @@ pub enum OpenError {
         /// What it is.
         why: &'static str,
     },
+    /// The kernel's tables that a capture was reduced without are not those that were given.
+    #[error("{0}")]
+    Tables(String),
     /// A capture that the format layer refuses.
     #[error("{path}: {cause}")]
     Capture {

@@ -17,11 +17,14 @@
 //! - [`analysis`]: runs the walkers and puts the report together, in a fixed order;
 //! - [`snapshot`]: a report asked by name, for tests;
 //! - [`query`]: the same for people, and the kernel's own objects;
-//! - [`golden`]: reports that are to stay as they are.
+//! - [`golden`]: reports that are to stay as they are;
+//! - [`signature`]: what tells one failure from another;
+//! - [`batch`]: many captures at once, and one table of all.
 #![deny(unsafe_code)]
 
 pub mod addr;
 pub mod analysis;
+pub mod batch;
 pub mod degraded;
 pub mod diagnose;
 pub mod diff;
@@ -36,6 +39,7 @@ pub mod query;
 pub mod recover;
 pub mod reduce;
 pub mod render;
+pub mod signature;
 pub mod snapshot;
 pub mod source;
 pub mod tables;

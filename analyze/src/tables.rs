@@ -116,6 +116,19 @@ pub fn needed(image: &Image) -> Option<&str> {
     manifest.kernel_tables.as_deref()
 }
 
+/// Of these files the one that calls itself by that id, else the last: it says why it is not the one.
+/// [`supply`] checks what is in it.
+#[must_use]
+pub fn choose<'a>(files: &[&'a Path], id: &str) -> Option<&'a Path> {
+    let (last, others) = files.split_last()?;
+    let is_it = |path: &Path| {
+        let image = Image::open(path).ok();
+        image.is_some_and(|image| needed(&image) == Some(id))
+    };
+    let found = others.iter().find(|path| is_it(path));
+    Some(found.unwrap_or(last))
+}
+
 /// Gives an image the pages that it left out for being in a tables file. Images that need none
 /// stay as they are.
 ///

@@ -147,7 +147,7 @@ fn a_misspelt_command() {
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(
             text.contains(
-                "one of info, verify, query, shell, diff, golden, upgrade, reduce, export"
+                "one of info, verify, query, shell, diff, golden, batch, upgrade, reduce, export"
             ),
             "{text}"
         );

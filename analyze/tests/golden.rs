@@ -218,6 +218,42 @@ fn the_report_of_a_capture_differs_in_nothing_from_itself() {
 }
 
 #[test]
+fn a_capture_of_an_earlier_version_is_replaced_by_one_with_the_same_report() {
+    let dir = folder();
+    let capture = dir.path().join("fifo.core.zst");
+    let path = capture.to_str().unwrap();
+    let before = std::fs::read(&capture).unwrap();
+    let (code, out, _) = analyze(&["upgrade", path]);
+    assert_eq!(code, 0, "{out}");
+    assert!(
+        out.ends_with("version 1.0: --write makes it 1.1\n"),
+        "{out}"
+    );
+    assert_eq!(std::fs::read(&capture).unwrap(), before);
+    let (_, out, _) = analyze(&["upgrade", "--write", path]);
+    assert!(out.ends_with("version 1.0: now 1.1\n"), "{out}");
+    let (_, out, _) = analyze(&["upgrade", "--write", path]);
+    assert!(
+        out.ends_with("version 1.1: current, nothing to upgrade\n"),
+        "{out}"
+    );
+    let after = std::fs::read(&capture).unwrap();
+    assert!(after != before && after[256..] == before[256..]);
+    let tables = captures().join("kernel-7.3.tables.zst");
+    let of = |path: &Path| {
+        let path = path.to_str().unwrap();
+        analyze(&[
+            "--format",
+            "json",
+            "--kernel-tables",
+            tables.to_str().unwrap(),
+            path,
+        ])
+    };
+    assert!(of(&capture) == of(&captures().join("fifo.core.zst")));
+}
+
+#[test]
 fn a_shell_answers_line_by_line() {
     use std::io::Write;
     use std::process::Stdio;

@@ -1,9 +1,13 @@
 //! `analyze upgrade`.
 
-use std::path::PathBuf;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use scx_postmortem_analyze::{golden, source};
+use scx_postmortem_format::capture::{
+    AtomicFile, Existing, Preamble, Upgrade, VERSION_MAJOR, VERSION_MINOR, upgraded,
+};
 use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny, POSTMORTEM_VERSION};
 
 use super::{Failure, InputArgs, Opened, exit, print};
@@ -14,12 +18,15 @@ pub(super) struct UpgradeArgs {
     /// Captures and reports.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// Replace those of earlier versions, each at once. Without it, only say which they are.
+    #[arg(long)]
+    write: bool,
     #[command(flatten)]
     input: InputArgs,
 }
 
-/// Says of each file which version it has. There has been one of each so far, so whatever opens is
-/// current; an upgrader of an older one belongs here.
+/// Says of each file which version it has, and with `--write` brings it to the current one. There
+/// has been one version of reports so far; an upgrader of an older one belongs here.
 pub(super) fn run(args: &UpgradeArgs) -> Result<u8, Failure> {
     for file in &args.files {
         let what = if golden::is_json(file) {
@@ -28,17 +35,55 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<u8, Failure> {
             };
             report(&any)
         } else {
-            let facts = source::describe(file)?;
-            let mut values = facts.lines.into_iter().map(|(_, value)| value);
-            let container = values.find(|value| value.contains("container version"));
-            match container {
-                Some(version) => format!("{version}: current, nothing to upgrade"),
-                None => "an ELF core, which has no version of ours; `capture convert` makes a capture of it".to_owned(),
-            }
+            capture(file, args.write)?
         };
         print(&[&file.display().to_string(), ": ", &what, "\n"])?;
     }
     Ok(exit::OK)
+}
+
+fn capture(file: &Path, write: bool) -> Result<String, Failure> {
+    let bytes = source::FileBytes::open(file)?;
+    if bytes.starts_with(b"\x7fELF") {
+        return Ok(
+            "an ELF core, which has no version of ours; `capture convert` makes a capture of it"
+                .to_owned(),
+        );
+    }
+    let unusable = |why: &dyn std::fmt::Display| {
+        Failure(exit::UNUSABLE_FILE, format!("{}: {why}", file.display()))
+    };
+    let upgrade = upgraded(&bytes).map_err(|e| unusable(&e))?;
+    let preamble = Preamble::decode(&bytes).map_err(|e| unusable(&e))?;
+    let old = format!(
+        "capture, container version {}.{}",
+        preamble.major, preamble.minor
+    );
+    match upgrade {
+        Upgrade::Start(start) if write => {
+            replace(file, &bytes, &start).map_err(|e| Failure::output(file, e))?;
+            Ok(format!("{old}: now {VERSION_MAJOR}.{VERSION_MINOR}"))
+        }
+        Upgrade::Start(_) => Ok(format!(
+            "{old}: --write makes it {VERSION_MAJOR}.{VERSION_MINOR}"
+        )),
+        Upgrade::Impossible(why) => Ok(format!("{old}: not upgraded: {why}")),
+        _ => Ok(format!("{old}: current, nothing to upgrade")),
+    }
+}
+
+/// Writes the file anew, with another start, and puts it in the place of the old one.
+fn replace(file: &Path, bytes: &[u8], start: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    // A link stays one, and what it leads to is replaced.
+    let file = std::fs::canonicalize(file)?;
+    let permissions = std::fs::metadata(&file)?.permissions();
+    let mut new = AtomicFile::create(&file, Existing::Replace)?;
+    new.file().write_all(bytes)?;
+    new.file().seek(SeekFrom::Start(0))?;
+    new.file().write_all(start)?;
+    new.file().set_permissions(permissions)?;
+    new.commit()?;
+    Ok(())
 }
 
 fn report(any: &FailureDumpReportAny) -> String {

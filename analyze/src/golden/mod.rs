@@ -169,23 +169,52 @@ pub fn report_of(
     options: &Options,
 ) -> Result<FailureDumpReportAny, String> {
     if is_json(path) {
-        let bytes = crate::source::read_whole(path)?;
-        let text = std::str::from_utf8(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-        return FailureDumpReportAny::parse(text).map_err(|e| format!("{}: {e}", path.display()));
+        return read_report(path);
     }
-    let image = Image::open(path).map_err(|e| e.to_string())?;
+    let open = |early| match early {
+        false => Image::open(path),
+        true => Image::open_early(path),
+    };
+    let tables: Vec<&Path> = kernel_tables.into_iter().collect();
+    let name = path.display().to_string();
+    report_from(&name, &open, &tables, options).map_err(|e| e.to_string())
+}
+
+/// The report in a file of JSON.
+///
+/// # Errors
+/// One sentence that names the file.
+pub fn read_report(path: &Path) -> Result<FailureDumpReportAny, String> {
+    let bytes = crate::source::read_whole(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+    FailureDumpReportAny::parse(text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// The report of an image as the command makes it: of both halves of a dual one, and the short one
+/// of a capture that was given up. `open` opens the image, or with `true` its early half; of the
+/// tables those are taken that the image needs.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn report_from(
+    name: &str,
+    open: &dyn Fn(bool) -> Result<Image, OpenError>,
+    kernel_tables: &[&Path],
+    options: &Options,
+) -> Result<FailureDumpReportAny, OpenError> {
+    let image = open(false)?;
     if let Some(report) = degraded::report(&image) {
         return Ok(report.into());
     }
     let dual = image.early;
-    let late = kernel_of(path, image, kernel_tables)?;
+    let late = kernel_of(name, image, kernel_tables)?;
     if !dual {
         return Ok(analysis::analyze(&late, options).into());
     }
-    let early = Image::open_early(path).map_err(|e| e.to_string());
+    let early = open(true).map_err(|e| e.to_string());
     let early = early.and_then(|image| match degraded::report(&image) {
         Some(report) => Err(reasons::early_degraded(&report.reason)),
-        None => kernel_of(path, image, kernel_tables),
+        None => kernel_of(name, image, kernel_tables).map_err(|e| e.to_string()),
     });
     Ok(match early {
         Ok(early) => analysis::analyze_dual(&early, &late, options).into(),
@@ -197,22 +226,15 @@ pub fn report_of(
     })
 }
 
-fn kernel_of(
-    path: &Path,
-    mut image: Image,
-    kernel_tables: Option<&Path>,
-) -> Result<Kernel, String> {
-    if let Some(tables) = kernel_tables
-        && tables::needed(&image).is_some()
+fn kernel_of(name: &str, mut image: Image, tables: &[&Path]) -> Result<Kernel, OpenError> {
+    if let Some(wanted) = tables::needed(&image).map(str::to_owned)
+        && let Some(fits) = tables::choose(tables, &wanted)
     {
-        image = tables::supply(image, tables)?;
+        image = tables::supply(image, fits).map_err(OpenError::Tables)?;
     }
-    Kernel::find(image, &Overrides::default()).map_err(|why| {
-        OpenError::NoKernel {
-            path: path.display().to_string(),
-            why,
-        }
-        .to_string()
+    Kernel::find(image, &Overrides::default()).map_err(|why| OpenError::NoKernel {
+        path: name.to_owned(),
+        why,
     })
 }
 

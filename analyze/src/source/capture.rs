@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use scx_postmortem_format::capture::{
     Absence, Capture, Excluded, ExcludedPages, LEFT_OUT, Manifest, MemoryKind, MemoryRegion,
-    NoteEntry, OpenError as FormatError, ReadError, Rule, VcpuState, note_types,
+    NoteEntry, OpenError as FormatError, ReadError, Rule, Store, VcpuState, note_types,
 };
 
 use super::elf::{Note, NoteFacts};
@@ -30,8 +30,8 @@ const MAX_SENTENCES: usize = 100;
 const MAX_NOTES: usize = 20_000;
 
 /// An open capture with its memory ranges.
-pub(super) struct CaptureMemory {
-    capture: Capture<FileBytes>,
+pub(super) struct CaptureMemory<B> {
+    capture: Capture<B>,
     regions: Vec<Region>,
     /// Whether to read the early image of a dual capture.
     early: bool,
@@ -39,7 +39,7 @@ pub(super) struct CaptureMemory {
     corrupt: Mutex<BTreeMap<u64, (u64, &'static str)>>,
 }
 
-impl PhysicalMemory for CaptureMemory {
+impl<B: Store + Send> PhysicalMemory for CaptureMemory<B> {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         let read = if self.early {
             let early = self.capture.early();
@@ -90,7 +90,7 @@ impl PhysicalMemory for CaptureMemory {
 }
 
 /// Opens the container, without looking at what is in it.
-pub(super) fn container(bytes: FileBytes, path: &str) -> Result<Capture<FileBytes>, OpenError> {
+pub(super) fn container<B: Store>(bytes: B, path: &str) -> Result<Capture<B>, OpenError> {
     Capture::open(bytes).map_err(|e| match e {
         FormatError::NotACapture { found } => OpenError::NotACore {
             path: path.to_owned(),
@@ -104,12 +104,15 @@ pub(super) fn container(bytes: FileBytes, path: &str) -> Result<Capture<FileByte
 }
 
 /// Opens the image that other tools see, in a dual capture the late one.
-pub(super) fn open(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
+pub(super) fn open<B: Store + Send + 'static>(bytes: B, path: &str) -> Result<Image, OpenError> {
     Ok(image(container(bytes, path)?, None))
 }
 
 /// Opens the early image of a dual capture.
-pub(super) fn open_early(bytes: FileBytes, path: &str) -> Result<Image, OpenError> {
+pub(super) fn open_early<B: Store + Send + 'static>(
+    bytes: B,
+    path: &str,
+) -> Result<Image, OpenError> {
     let capture = container(bytes, path)?;
     if !capture.preamble().dual {
         return Err(OpenError::NoUse {
@@ -136,7 +139,7 @@ struct Half {
     notes_fault: Option<String>,
 }
 
-fn image(capture: Capture<FileBytes>, half: Option<Half>) -> Image {
+fn image<B: Store + Send + 'static>(capture: Capture<B>, half: Option<Half>) -> Image {
     let is_early = half.is_some();
     let half = half.unwrap_or_else(|| Half {
         manifest: capture.manifest().cloned().map_err(Clone::clone),

@@ -8,6 +8,9 @@ mod files;
 mod inspect;
 #[allow(unsafe_code)]
 mod map;
+#[cfg(feature = "object-store")]
+mod object;
+mod ranged;
 mod regs;
 
 use std::path::Path;
@@ -21,11 +24,15 @@ pub use self::inspect::{
     ExportError, Exported, Facts, OnProgress, Verified, describe, export, may_write, verify,
 };
 pub use self::map::FileBytes;
+#[cfg(feature = "object-store")]
+pub use self::object::{Facts as ObjectFacts, Stores};
+pub use self::ranged::{RangedFile, Ranges, Traffic};
 pub use self::regs::VcpuRegs;
-use scx_postmortem_format::capture::{Excluded, Manifest, VcpuState};
+use scx_postmortem_format::capture::{Excluded, Manifest, Store as _, VcpuState};
 use scx_postmortem_format::report::VcpuPerfSample;
 
 use crate::addr::Gpa;
+use crate::bytes::to_usize;
 use crate::error::{Error, OpenError};
 
 /// A range of guest physical memory that the image holds.
@@ -189,6 +196,35 @@ impl Image {
             });
         }
         capture::open_early(bytes, &name)
+    }
+
+    /// Opens a capture that is somewhere else, or its early image. What is read of it is fetched
+    /// then, so that whoever has made a report of it asks [`RangedFile::failure`] whether all came.
+    ///
+    /// # Errors
+    /// [`OpenError`], also for an ELF core: what it has has to be searched for.
+    pub fn open_ranged(file: &RangedFile, name: &str, early: bool) -> Result<Self, OpenError> {
+        let len = to_usize(file.bytes().min(4));
+        let start = file.fetch(0, len);
+        let opened = match start {
+            Ok(start) if start.is_empty() => Err(OpenError::NotACore {
+                path: name.to_owned(),
+                found: "the file is empty".into(),
+            }),
+            Ok(start) if start == b"\x7fELF" => Err(OpenError::NoUse {
+                path: name.to_owned(),
+                why: "this is an ELF core, and only captures are read from a store; copy it to a file, or archive what `capture convert` makes of it",
+            }),
+            _ if early => capture::open_early(file.clone(), name),
+            _ => capture::open(file.clone(), name),
+        };
+        match file.failure() {
+            Some(why) => Err(OpenError::Io {
+                path: name.to_owned(),
+                cause: std::io::Error::other(why),
+            }),
+            None => opened,
+        }
     }
 
     /// A guest that runs: its memory, and VMCOREINFO as it was found there. What is read can be

@@ -4,6 +4,7 @@ use super::error::{Absence, ReadError};
 use super::manifest::{Manifest, MemoryKind};
 use super::note::{NoteEntry, note_types};
 use super::read::{Capture, NoteList, Stream, absent_ranges, overlapping, parse_manifest};
+use super::store::Store;
 use super::vcpu::VcpuState;
 use super::write::{EARLY_HEADER, EARLY_STREAM_MARK};
 use super::{EARLY_PAGE_BYTES, FRAME_BYTES_U64};
@@ -28,7 +29,7 @@ pub(super) struct EarlyHead {
 }
 
 impl EarlyHead {
-    pub(super) fn read<B: AsRef<[u8]> + Sync>(capture: &Capture<B>) -> Result<Self, ReadError> {
+    pub(super) fn read<B: Store>(capture: &Capture<B>) -> Result<Self, ReadError> {
         let none = |why| Err(ReadError::NoEarly { why });
         let malformed = |why: &str| ReadError::Malformed {
             what: "the early image".into(),
@@ -128,7 +129,7 @@ impl<B> Clone for Early<'_, B> {
 
 impl<B> Copy for Early<'_, B> {}
 
-impl<'c, B: AsRef<[u8]> + Sync> Early<'c, B> {
+impl<'c, B: Store> Early<'c, B> {
     pub(super) fn new(capture: &'c Capture<B>, head: &'c EarlyHead) -> Self {
         Self { capture, head }
     }

@@ -2,7 +2,7 @@
 //! seek table. `docs/capture-format.md` is its specification.
 //!
 //! [`write_capture`] makes one from any [`MemorySource`]; [`Capture`] reads one from bytes that
-//! the caller supplies (a mapping, a `Vec`). Nothing in a file is believed before it is checked,
+//! the caller supplies (a mapping, a `Vec`), or from a [`Store`] that gives a range at a time. Nothing in a file is believed before it is checked,
 //! and every byte that a read returns comes from a frame whose checksum was verified.
 //!
 //! Three things stay apart everywhere: memory that was not captured
@@ -21,8 +21,10 @@ mod note;
 mod parallel;
 mod preamble;
 mod read;
+mod store;
 mod table;
 mod timeline;
+mod upgrade;
 mod vcpu;
 mod write;
 
@@ -40,15 +42,17 @@ pub use self::preamble::{EM_X86_64, Preamble};
 pub use self::read::{
     BadFrame, Capture, OpenOptions, Progress, Recovered, RecoveredCause, VerifyReport,
 };
+pub use self::store::Store;
 pub use self::timeline::{
     Attached, CpuSample, DsqSample, PsiSample, Sample, SeenScheduler, Series, TIMELINE_LIMIT,
     TIMELINE_VERSION, Timeline, WaitingSample, series,
 };
+pub use self::upgrade::{Upgrade, upgraded};
 pub use self::vcpu::{
     DebugRegs, DescriptorTable, GeneralRegs, Msr, SegmentReg, SpecialRegs, VcpuState,
 };
 pub use self::write::{
-    CaptureSpec, EarlySpec, Extent, LEVEL_DEFAULT, LEVEL_SMALL, MemorySource, Summary,
+    CaptureSpec, EarlySpec, Extent, LEVEL_DEFAULT, LEVEL_SMALL, MemorySource, Output, Summary,
     WriteOptions, WriteProgress, write_capture,
 };
 
@@ -56,7 +60,9 @@ pub use self::write::{
 pub const VERSION_MAJOR: u16 = 1;
 
 /// Container minor version that this crate writes. Any minor version is read.
-pub const VERSION_MINOR: u16 = 0;
+///
+/// 1 has the capture's digest in the preamble.
+pub const VERSION_MINOR: u16 = 1;
 
 /// Decompressed size in bytes of every frame but the last. Part of the format.
 pub const FRAME_BYTES: usize = 64 * 1024;

@@ -20,12 +20,13 @@ pub(super) const INTEGRITY_MARK: &[u8; 8] = b"SCXPMEND";
 /// Length in bytes of the preamble as version 1.0 writes it, with its skippable header.
 pub(super) const PREAMBLE_LEN: usize = 256;
 /// A preamble may grow in later minor versions, but not beyond this.
-const PREAMBLE_MAX: usize = 65_536;
+pub(super) const PREAMBLE_MAX: usize = 65_536;
 /// Length in bytes of the integrity record, with its skippable header.
 pub(super) const INTEGRITY_LEN: usize = 80;
 
 const RELEASE_OFFSET: usize = 80;
 const RELEASE_LEN: usize = 128;
+const DIGEST_OFFSET: usize = RELEASE_OFFSET + RELEASE_LEN;
 
 /// Flag: an early image was to be written after memory.
 const FLAG_DUAL: u32 = 1;
@@ -58,6 +59,9 @@ pub struct Preamble {
     pub manifest_bytes: u64,
     /// Kernel release of the guest; empty when the writer did not know.
     pub kernel_release: String,
+    /// The capture's digest, see [`super::Capture::digest`]. `None` before version 1.1, and in a file
+    /// whose writer did not come to its end.
+    pub digest: Option<u128>,
     /// Bytes that the record itself takes in the file.
     pub(super) record_bytes: u64,
 }
@@ -76,6 +80,7 @@ impl Preamble {
             manifest_offset: 0,
             manifest_bytes: 0,
             kernel_release: String::new(),
+            digest: None,
             record_bytes: to_u64(PREAMBLE_LEN),
         }
     }
@@ -114,6 +119,8 @@ impl Preamble {
             .u64(self.manifest_bytes)
             .pad_to(RELEASE_OFFSET)
             .bytes(release)
+            .pad_to(DIGEST_OFFSET)
+            .bytes(&self.digest.unwrap_or(0).to_le_bytes())
             .pad_to(PREAMBLE_LEN - 8)
             .done();
         let hash = xxh3_64(&body);
@@ -168,6 +175,9 @@ impl Preamble {
                 manifest_offset: le_u64(record, 56)?,
                 manifest_bytes: le_u64(record, 64)?,
                 kernel_release: String::from_utf8_lossy(release).into_owned(),
+                digest: array::<16>(record, DIGEST_OFFSET)
+                    .map(u128::from_le_bytes)
+                    .filter(|&digest| digest != 0),
                 record_bytes: to_u64(len),
             };
             Some((preamble, le_u32(record, 32)?))

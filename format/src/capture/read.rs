@@ -1,5 +1,6 @@
 //! Reading captures.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
@@ -20,8 +21,9 @@ use super::exclude::Excluded;
 use super::manifest::{Manifest, MemoryKind};
 use super::note::{NoteEntry, note_types};
 use super::parallel::{Spares, ordered};
-use super::preamble::Preamble;
-use super::table::{Table, TableFault, early_payload};
+use super::preamble::{PREAMBLE_MAX, Preamble};
+use super::store::Store;
+use super::table::{EARLY_PREFIX, Location, Table, TableFault, early_payload};
 use super::vcpu::VcpuState;
 use super::{FRAME_BYTES, FRAME_BYTES_U64, Segment};
 use crate::bytes::{array, to_u64, to_usize};
@@ -177,7 +179,8 @@ pub(super) struct NoteList {
 
 /// An open capture.
 ///
-/// `B` is the whole file: a mapping, a `Vec<u8>`, a slice. All methods take `&self` and may be
+/// `B` is the file: all of it, as a mapping, a `Vec<u8>` or a slice, or a [`Store`] that gives a
+/// range at a time. All methods take `&self` and may be
 /// called from many threads; a read of memory that was read before takes no lock.
 #[derive(Debug)]
 pub struct Capture<B> {
@@ -195,7 +198,7 @@ pub struct Capture<B> {
     early: OnceLock<Result<EarlyHead, ReadError>>,
 }
 
-impl<B: AsRef<[u8]> + Sync> Capture<B> {
+impl<B: Store> Capture<B> {
     /// Opens a capture with the default options.
     ///
     /// # Errors
@@ -210,12 +213,36 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_with(bytes: B, options: OpenOptions) -> Result<Self, OpenError> {
-        let file = bytes.as_ref();
-        let preamble = Preamble::decode(file)?;
-        let (table, cause) = match Table::read(file, &preamble) {
-            Ok(table) => (table, None),
-            Err(fault) => (Table::scan(file, &preamble), Some(fault)),
+        let file = bytes.whole();
+        let preamble = match file {
+            Some(file) => Preamble::decode(file)?,
+            None => {
+                let len = to_usize(bytes.bytes()).min(PREAMBLE_MAX);
+                let head = bytes.fetch(0, len).map_err(|why| OpenError::Corrupt {
+                    part: "the preamble",
+                    offset: 0,
+                    why: why.to_owned(),
+                })?;
+                Preamble::decode(&head)?
+            }
         };
+        let (table, cause) = match (Table::read(&bytes, &preamble), file) {
+            (Ok(table), _) => (table, None),
+            (Err(fault), Some(file)) => (Table::scan(file, &preamble), Some(fault)),
+            // A search needs all of the file.
+            (Err(fault), None) => {
+                let why = match fault {
+                    TableFault::Missing => "it is not there: the file was cut off".to_owned(),
+                    TableFault::Damaged(why) => why,
+                };
+                return Err(OpenError::Corrupt {
+                    part: "the seek table",
+                    offset: bytes.bytes(),
+                    why: format!("{why}; copy the file here to read what is left of it"),
+                });
+            }
+        };
+        let file = file.unwrap_or_default();
         let recovered = cause.map(|fault| Recovered {
             cause: match fault {
                 TableFault::Missing => RecoveredCause::NoTable,
@@ -331,14 +358,20 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
 
     /// What tells this capture from any other: XXH3-128 over the length of each frame and the
     /// checksum of its contents, 12 bytes for each, little-endian, in the order of the file. So it
-    /// takes next to no time, and damage to contents changes nothing about it. `None` for a file
-    /// without a usable seek table.
+    /// takes next to no time, and damage to contents changes nothing about it. Since version 1.1 the
+    /// preamble has it. `None` for a file without a usable seek table, and for an older one that is
+    /// not in this process: the checksums are all over it.
     #[must_use]
     pub fn digest(&self) -> Option<u128> {
         if self.recovered.is_some() {
             return None;
         }
-        let file = self.bytes.as_ref();
+        self.preamble.digest.or_else(|| self.computed_digest())
+    }
+
+    /// The digest as the frames have it.
+    pub(super) fn computed_digest(&self) -> Option<u128> {
+        let file = self.bytes.whole()?;
         let mut digest = Xxh3::new();
         for index in 1..=self
             .table
@@ -374,7 +407,7 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
     /// Length of the file in bytes.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        to_u64(self.bytes.as_ref().len())
+        self.bytes.bytes()
     }
 
     /// Bytes of the ELF core that the file holds, from its start. Less than
@@ -631,7 +664,7 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
         let last = self.table.early_chunks.checked_sub(1)?;
         let first = 1 + self.table.data_frames;
         let frame = self.compressed(first + last).ok()?;
-        let tail = content_bytes(frame)?.min(FRAME_BYTES_U64);
+        let tail = content_bytes(&frame)?.min(FRAME_BYTES_U64);
         Some(Stream {
             first,
             bytes: last * FRAME_BYTES_U64 + tail,
@@ -639,18 +672,35 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
     }
 
     /// The zstd frame of an entry.
-    fn compressed(&self, entry: u64) -> Result<&[u8], &'static str> {
-        let file = self.bytes.as_ref();
-        let place = self.table.locate(file, entry);
-        let place = place.ok_or("there is no such frame")?;
-        let start = to_usize(place.offset);
-        let frame = file
-            .get(start..start.saturating_add(to_usize(place.bytes)))
-            .ok_or("it is cut off")?;
-        match entry.checked_sub(1 + self.table.data_frames) {
-            None => Ok(frame),
-            Some(number) => early_payload(frame, number).ok_or("it is no part of the early image"),
+    fn compressed(&self, entry: u64) -> Result<Cow<'_, [u8]>, &'static str> {
+        let place = self.place(entry).ok_or("there is no such frame")?;
+        let (start, len) = (to_usize(place.offset), to_usize(place.bytes));
+        let frame = match self.bytes.whole() {
+            Some(file) => {
+                let frame = file.get(start..start.saturating_add(len));
+                Cow::Borrowed(frame.ok_or("it is cut off")?)
+            }
+            None => Cow::Owned(self.bytes.fetch(place.offset, len)?),
+        };
+        let Some(number) = entry.checked_sub(1 + self.table.data_frames) else {
+            return Ok(frame);
+        };
+        let no_chunk = "it is no part of the early image";
+        match frame {
+            Cow::Borrowed(frame) => early_payload(frame, number)
+                .map(Cow::Borrowed)
+                .ok_or(no_chunk),
+            Cow::Owned(frame) => {
+                let payload = early_payload(&frame, number).map(<[u8]>::to_vec);
+                payload.map(Cow::Owned).ok_or(no_chunk)
+            }
         }
+    }
+
+    /// Where the frame of an entry is.
+    fn place(&self, entry: u64) -> Option<Location> {
+        let file = self.bytes.whole().unwrap_or_default();
+        self.table.locate(file, entry)
     }
 
     /// Decompresses the frame of an entry into `out` and returns its length.
@@ -662,18 +712,18 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
                 self.preamble.logical_bytes.saturating_sub(start)
             }
             Some(number) if number + 1 == self.table.early_chunks => {
-                content_bytes(frame).ok_or("it does not declare its length")?
+                content_bytes(&frame).ok_or("it does not declare its length")?
             }
             Some(_) => FRAME_BYTES_U64,
         };
         let len = to_usize(len.min(FRAME_BYTES_U64));
         let out = out.get_mut(..len).ok_or("it is too long")?;
-        with_context(|context| decompress(context, frame, out))?;
+        with_context(|context| decompress(context, &frame, out))?;
         Ok(len)
     }
 
     fn corrupt(&self, entry: u64, why: &'static str) -> ReadError {
-        let place = self.table.locate(self.bytes.as_ref(), entry);
+        let place = self.place(entry);
         ReadError::Corrupt {
             frame: entry,
             offset: place.map_or(0, |p| p.offset),
@@ -694,8 +744,17 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
 
     /// Whether an entry is the frame that stands for zeros.
     fn is_zero(&self, entry: u64) -> bool {
-        self.compressed(entry)
-            .is_ok_and(|frame| frame == ZERO_FRAME)
+        // By its length first: a frame may have to be fetched.
+        let prefix = if entry > self.table.data_frames {
+            EARLY_PREFIX
+        } else {
+            0
+        };
+        let len = to_u64(prefix + ZERO_FRAME.len());
+        self.place(entry).is_some_and(|place| place.bytes == len)
+            && self
+                .compressed(entry)
+                .is_ok_and(|frame| *frame == ZERO_FRAME)
     }
 
     fn with_frame<R>(&self, entry: u64, with: impl FnOnce(&[u8]) -> R) -> Result<R, ReadError> {
@@ -885,6 +944,16 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
         problems.extend(self.manifest.as_ref().err().map(ToString::to_string));
         problems.extend(self.notes_fault().map(ToString::to_string));
         problems.extend(self.excluded().err().map(ToString::to_string));
+        // A checksum that is damaged is told of its frame.
+        if bad.is_empty()
+            && self.recovered.is_none()
+            && let (Some(said), Some(found)) = (self.preamble.digest, self.computed_digest())
+            && said != found
+        {
+            problems.push(format!(
+                "the preamble says that the capture's digest is {said:032x}, and its frames make it {found:032x}"
+            ));
+        }
         if self.preamble.dual {
             problems.extend(self.early().err().map(|e| e.to_string()));
         }
@@ -903,7 +972,7 @@ impl<B: AsRef<[u8]> + Sync> Capture<B> {
     }
 
     fn bad_frame(&self, frame: u64, why: &'static str) -> BadFrame {
-        let place = self.table.locate(self.bytes.as_ref(), frame);
+        let place = self.place(frame);
         let memory = (frame <= self.table.data_frames)
             .then(|| frame.saturating_sub(1) * FRAME_BYTES_U64)
             .and_then(|start| {

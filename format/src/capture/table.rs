@@ -1,11 +1,13 @@
 //! The seek table of the zstd seekable format, and what replaces it in a damaged file.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::FRAME_BYTES_U64;
 use super::preamble::{INTEGRITY_LEN, Integrity, Preamble, SKIPPABLE_MAGIC};
+use super::store::Store;
 use crate::bytes::{Record, array, le_u32, to_u64, to_usize};
 
 const TABLE_MAGIC: u32 = 0x184D_2A5E;
@@ -67,9 +69,12 @@ impl TableBuilder {
 enum Entries {
     /// In the file itself.
     InFile(Range<usize>),
-    /// Found by walking the frames.
+    /// Found by walking the frames, or fetched.
     Owned(Vec<u8>),
 }
+
+/// A table that is fetched is not longer than this: that of a guest with 2 TiB.
+const FETCH_LIMIT: usize = 256 << 20;
 
 /// Why the table of a file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,12 +106,16 @@ pub(super) struct Location {
 
 impl Table {
     /// Reads the table at the end of `file` and checks all of it against the file.
-    pub(super) fn read(file: &[u8], preamble: &Preamble) -> Result<Self, TableFault> {
+    pub(super) fn read(file: &impl Store, preamble: &Preamble) -> Result<Self, TableFault> {
         let damaged = |why: &str| Err(TableFault::Damaged(why.to_owned()));
-        let len = file.len();
-        let footer = len
-            .checked_sub(FOOTER_LEN)
-            .and_then(|at| array::<FOOTER_LEN>(file, at));
+        let len = to_usize(file.bytes());
+        // The bytes from there to the end of the file.
+        let from = |at: usize| match file.whole() {
+            Some(file) => file.get(at..).map(Cow::Borrowed),
+            None => file.fetch(to_u64(at), len - at).ok().map(Cow::Owned),
+        };
+        let footer = len.checked_sub(FOOTER_LEN).and_then(from);
+        let footer = footer.and_then(|footer| array::<FOOTER_LEN>(&footer, 0));
         let Some(footer) = footer else {
             return Err(TableFault::Missing);
         };
@@ -127,11 +136,16 @@ impl Table {
         let Some((entries_start, table_at, integrity_at)) = places else {
             return damaged("the seek table claims more frames than the file has room for");
         };
-        let integrity = file.get(integrity_at..table_at).and_then(Integrity::decode);
-        let Some(integrity) = integrity else {
+        if file.whole().is_none() && len - integrity_at > FETCH_LIMIT {
+            return damaged("the seek table is too long to be fetched");
+        }
+        let Some(tail) = from(integrity_at) else {
+            return damaged("the seek table could not be fetched");
+        };
+        let (record, table) = tail.split_at_checked(INTEGRITY_LEN).unwrap_or_default();
+        let Some(integrity) = Integrity::decode(record) else {
             return damaged("no intact integrity record stands before the seek table");
         };
-        let table = file.get(table_at..).unwrap_or_default();
         if xxh3_64(table) != integrity.table_hash {
             return damaged("the seek table's hash does not match the integrity record");
         }
@@ -156,13 +170,16 @@ impl Table {
         if expected != Some(to_u64(count)) {
             return damaged("the number of frames does not match the integrity record");
         }
-        let entries = file.get(entries_start..entries_end).unwrap_or_default();
+        let entries = table.get(8..table.len() - FOOTER_LEN).unwrap_or_default();
         let (checkpoints, total) = Self::check(entries, preamble, &integrity)?;
         if total != to_u64(table_at) {
             return damaged("the frame sizes do not add up to the file's length");
         }
         Ok(Self {
-            entries: Entries::InFile(entries_start..entries_end),
+            entries: match &tail {
+                Cow::Borrowed(_) => Entries::InFile(entries_start..entries_end),
+                Cow::Owned(_) => Entries::Owned(entries.to_vec()),
+            },
             checkpoints,
             data_frames: integrity.data_frames,
             early_chunks: integrity.early_chunks,

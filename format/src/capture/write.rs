@@ -1,6 +1,6 @@
 //! Writing captures.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 
 use super::codec::{Compressor, ZERO_FRAME, ZEROS, is_zero};
@@ -12,6 +12,8 @@ use super::note::{Note, note_types};
 use super::parallel::{Spares, ordered};
 use super::preamble::{INTEGRITY_LEN, Integrity, Preamble, SKIPPABLE_MAGIC};
 use super::table::{EARLY_MARK, EARLY_PREFIX, MAX_ENTRIES, TableBuilder};
+use xxhash_rust::xxh3::Xxh3;
+
 use super::{EARLY_PAGE_BYTES, FRAME_BYTES, FRAME_BYTES_U64, Segment};
 use crate::bytes::{Record, to_u64, to_usize};
 
@@ -184,7 +186,13 @@ pub struct Summary {
     pub early_bytes: u64,
 }
 
-/// Writes a capture to `out`, front to back, in one pass over `source`.
+/// Where a capture is written to. What is known only at the end is put into its first bytes then.
+pub trait Output: Write + Seek + Send {}
+
+impl<T: Write + Seek + Send> Output for T {}
+
+/// Writes a capture to `out` from where that stands, front to back, in one pass over `source`; at
+/// the end the preamble is written again, with the digest.
 ///
 /// Memory use does not depend on the size of the guest: a few MiB per thread, and 8 bytes per
 /// frame for the seek table. The bytes that are written depend on the arguments only. To have
@@ -194,7 +202,7 @@ pub struct Summary {
 /// [`WriteError`]. What `out` has got by then opens as a truncated capture if it has the first
 /// frames.
 pub fn write_capture(
-    out: &mut (dyn Write + Send),
+    out: &mut dyn Output,
     spec: &CaptureSpec<'_>,
     source: &dyn MemorySource,
     options: &WriteOptions<'_>,
@@ -553,9 +561,12 @@ impl<'a> Writer<'a> {
         unit
     }
 
-    fn run(&self, out: &mut (dyn Write + Send)) -> Result<Summary, WriteError> {
+    fn run(&self, out: &mut dyn Output) -> Result<Summary, WriteError> {
+        let failed = |cause| WriteError::Output { written: 0, cause };
+        let start = out.stream_position().map_err(failed)?;
         let mut sink = Sink {
-            out: BufWriter::with_capacity(FRAME_BYTES, out),
+            digest: Xxh3::new(),
+            out: BufWriter::with_capacity(FRAME_BYTES, &mut *out),
             written: 0,
             table: TableBuilder::default(),
         };
@@ -620,7 +631,19 @@ impl<'a> Writer<'a> {
         integrity.table_hash = xxhash_rust::xxh3::xxh3_64(&table);
         sink.record(&integrity.encode())?;
         sink.put(&table)?;
+        let digest = sink.digest.digest128();
         summary.file_bytes = sink.finish()?;
+        let preamble = Preamble {
+            digest: Some(digest),
+            ..self.preamble.clone()
+        };
+        let end = start.saturating_add(summary.file_bytes);
+        let written = summary.file_bytes;
+        let again = out
+            .seek(SeekFrom::Start(start))
+            .and_then(|_| out.write_all(&preamble.encode()))
+            .and_then(|()| out.seek(SeekFrom::Start(end)));
+        again.map_err(|cause| WriteError::Output { written, cause })?;
         Ok(summary)
     }
 
@@ -891,6 +914,8 @@ struct Sink<W: Write> {
     out: BufWriter<W>,
     written: u64,
     table: TableBuilder,
+    /// Over the frames so far, see [`super::Capture::digest`].
+    digest: Xxh3,
 }
 
 impl<W: Write> Sink<W> {
@@ -912,8 +937,13 @@ impl<W: Write> Sink<W> {
 
     fn frames(&mut self, unit: &Unit) -> Result<(), WriteError> {
         self.put(&unit.bytes)?;
+        let mut end = 0;
         for &(compressed, decompressed) in &unit.sizes {
             self.table.push(compressed, decompressed);
+            end += to_usize(u64::from(compressed));
+            let checksum = unit.bytes.get(end.saturating_sub(4)..end);
+            self.digest.update(&u64::from(compressed).to_le_bytes());
+            self.digest.update(checksum.unwrap_or_default());
         }
         Ok(())
     }

@@ -203,7 +203,7 @@ pub struct InputInfo {
     pub vcpus: Option<u32>,
     /// What tells this capture from any other: a digest of the checksums of all its parts, 32
     /// hexadecimal digits. Absent for an ELF core, which has none and would have to be read whole,
-    /// and for a capture that is cut short.
+    /// for a capture that is cut short, and for one of version 1.0 that was read by ranges.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// Memory that was left out of the file on purpose, and by which rule. Each a sentence.

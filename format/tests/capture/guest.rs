@@ -61,8 +61,9 @@ pub(crate) fn write(spec: &CaptureSpec<'_>, guest: &Guest, threads: usize) -> (V
         threads: Some(threads),
         ..WriteOptions::default()
     };
-    let mut file = Vec::new();
+    let mut file = std::io::Cursor::new(Vec::new());
     let summary = write_capture(&mut file, spec, guest, &options).unwrap();
+    let file = file.into_inner();
     assert_eq!(summary.file_bytes, file.len() as u64);
     (file, summary)
 }

@@ -336,10 +336,10 @@ fn impossible_specs_are_refused() {
     let refuse = |memory: Vec<Extent>| {
         let mut spec = source.spec();
         spec.memory = memory;
-        let mut out = Vec::new();
+        let mut out = std::io::Cursor::new(Vec::new());
         let result = write_capture(&mut out, &spec, &source, &WriteOptions::default());
         assert!(matches!(result, Err(WriteError::Spec(_))), "{result:?}");
-        assert!(out.is_empty());
+        assert!(out.get_ref().is_empty());
     };
     refuse(vec![]);
     refuse(vec![Extent::new(0x1000, 0)]);
@@ -360,13 +360,23 @@ fn impossible_specs_are_refused() {
         kind: MemoryKind::NotCaptured,
         reason: None,
     }];
-    let result = write_capture(&mut Vec::new(), &spec, &source, &WriteOptions::default());
+    let result = write_capture(
+        &mut std::io::Cursor::new(Vec::new()),
+        &spec,
+        &source,
+        &WriteOptions::default(),
+    );
     assert!(matches!(result, Err(WriteError::Spec(_))), "{result:?}");
     let options = WriteOptions {
         level: 23,
         ..WriteOptions::default()
     };
-    let result = write_capture(&mut Vec::new(), &source.spec(), &source, &options);
+    let result = write_capture(
+        &mut std::io::Cursor::new(Vec::new()),
+        &source.spec(),
+        &source,
+        &options,
+    );
     assert!(matches!(result, Err(WriteError::Spec(_))), "{result:?}");
 }
 
@@ -375,7 +385,7 @@ fn errors_of_source_and_output_and_cancelling_come_through() {
     let guest = Guest::new(vec![(0, noise(1, 5_000_000))]);
     let mut cut = guest.clone();
     cut.memory[0].1.truncate(3_000_000);
-    let mut out = Vec::new();
+    let mut out = std::io::Cursor::new(Vec::new());
     match write_capture(&mut out, &guest.spec(), &cut, &WriteOptions::default()) {
         Err(WriteError::Source { gpa, .. }) => assert_eq!(gpa, 3_000_000 / 65_536 * 65_536),
         other => panic!("{other:?}"),
@@ -392,6 +402,11 @@ fn errors_of_source_and_output_and_cancelling_come_through() {
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+    impl std::io::Seek for Full {
+        fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
+            Ok(0)
         }
     }
     match write_capture(
@@ -418,7 +433,12 @@ fn errors_of_source_and_output_and_cancelling_come_through() {
         progress: Some(&progress),
         ..WriteOptions::default()
     };
-    let result = write_capture(&mut Vec::new(), &guest.spec(), &guest, &options);
+    let result = write_capture(
+        &mut std::io::Cursor::new(Vec::new()),
+        &guest.spec(),
+        &guest,
+        &options,
+    );
     assert!(
         matches!(result, Err(WriteError::Cancelled { .. })),
         "{result:?}"

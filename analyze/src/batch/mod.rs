@@ -1,0 +1,555 @@
+//! Many captures at once: a report of each, and one table of all.
+//!
+//! Below the folder of results:
+//!
+//! - `reports/KEY.json`: the report of a capture, as `analyze --format json` writes it;
+//! - `done/KEY.json`: what the capture was when it was looked at, by which version and with which
+//!   settings, and its rows. It is written after the report, so that a capture without one is not
+//!   done;
+//! - `index.ndjson`, and with the feature `parquet` also `index.parquet`: the table, made of these
+//!   when all is done. A part of a run writes `index-2-of-8.…`.
+//!
+//! Whatever ends a run, the next one goes on where it was: files appear under their names only when
+//! they are complete, and what is done is not done again unless the capture, the analyzer's version
+//! or the settings are others. Nothing in the results depends on when or in what order they came.
+
+pub mod input;
+mod row;
+mod shard;
+mod table;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use scx_postmortem_format::report::FailureDumpReportAny;
+use serde::{Deserialize, Serialize};
+
+use self::input::{Identity, Input};
+pub use self::row::{CaptureRow, Cell, FindingRow};
+pub use self::shard::Shard;
+use self::table::{Lines, Table};
+use crate::analysis::{ANALYZER, Options};
+use crate::error::OpenError;
+use crate::golden;
+use crate::source::{Image, Traffic, read_whole};
+#[cfg(feature = "object-store")]
+use crate::source::{RangedFile, Stores};
+
+/// The version of the table's columns. It grows when a column changes its meaning or goes, not when
+/// one is added.
+pub const TABLE_VERSION: u32 = 1;
+/// The version of the files in `done/`.
+const RECORD_VERSION: u32 = 1;
+/// Inputs that are named with a signature.
+const SHOWN: usize = 3;
+
+/// What to do.
+#[derive(Debug)]
+pub struct Run {
+    /// Where the results go.
+    pub out: PathBuf,
+    /// Which part of the inputs is this process's.
+    pub shard: Shard,
+    /// For captures that were reduced without the kernel's tables: of all kernels that there are.
+    pub kernel_tables: Vec<PathBuf>,
+    /// How reports are made.
+    pub options: Options,
+    /// Also what is done already.
+    pub again: bool,
+    /// Captures that are looked at at the same time.
+    pub jobs: usize,
+    /// Where inputs are that are no files.
+    #[cfg(feature = "object-store")]
+    pub stores: Option<Stores>,
+}
+
+/// What was fetched from stores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Captures.
+    pub objects: u64,
+    /// Their length.
+    pub of_bytes: u64,
+    /// What came of it.
+    pub traffic: Traffic,
+}
+
+/// What a capture's file in `done/` holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    /// Absent when the capture could not even be looked for: that is tried again.
+    identity: Option<Identity>,
+    settings: String,
+    /// Length of the report's file.
+    report_bytes: Option<u64>,
+    row: CaptureRow,
+    findings: Vec<FindingRow>,
+}
+
+/// Captures with one signature.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The signature.
+    pub signature: String,
+    /// How many captures have it.
+    pub captures: usize,
+    /// What the first of them has.
+    pub first: CaptureRow,
+    /// The first of them by name.
+    pub inputs: Vec<String>,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Inputs of this part.
+    pub inputs: usize,
+    /// Those of them that were done before.
+    pub kept: usize,
+    /// Those of which there is a report.
+    pub reports: usize,
+    /// Those of which there is none: their names, and why.
+    pub failed: Vec<(String, String)>,
+    /// Reports that show no failure.
+    pub healthy: usize,
+    /// Failures, the most frequent first.
+    pub groups: Vec<Group>,
+    /// The tables that were written.
+    pub tables: Vec<PathBuf>,
+    /// What was fetched from stores.
+    pub fetched: Fetched,
+}
+
+/// Why an input has no report.
+struct Failure {
+    why: String,
+    /// It may be otherwise next time, with the same bytes.
+    passing: bool,
+}
+
+/// Does a run. `done` is told how many inputs are finished, of how many.
+///
+/// # Errors
+/// A sentence, when results cannot be written. What is wrong with an input is in its row.
+pub fn run(
+    run: &Run,
+    inputs: &[Input],
+    done: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Outcome, String> {
+    let places = Places::prepare(run)?;
+    let mine: Vec<&Input> = inputs.iter().filter(|i| run.shard.has(i.name())).collect();
+    let settings = run.settings();
+    let next = AtomicUsize::new(0);
+    let finished = AtomicUsize::new(0);
+    let kept = AtomicUsize::new(0);
+    let unwritable: Mutex<Option<String>> = Mutex::new(None);
+    let fetched = Mutex::new(Fetched::default());
+    std::thread::scope(|scope| {
+        for _ in 0..run.jobs.clamp(1, mine.len().max(1)) {
+            scope.spawn(|| {
+                // One thread for the walkers: captures are what runs in parallel here.
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+                while let Some(input) = mine.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let work = || one(run, &places, input, &settings, &fetched);
+                    let outcome = match &pool {
+                        Ok(pool) => pool.install(work),
+                        Err(_) => work(),
+                    };
+                    match outcome {
+                        Ok(true) => {
+                            kept.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(false) => {}
+                        Err(why) => {
+                            // A full disk fails every one of them: the first is enough.
+                            next.store(usize::MAX / 2, Ordering::Relaxed);
+                            if let Ok(mut first) = unwritable.lock() {
+                                first.get_or_insert(why);
+                            }
+                        }
+                    }
+                    done(finished.fetch_add(1, Ordering::Relaxed) + 1, mine.len());
+                }
+            });
+        }
+    });
+    if let Some(why) = unwritable.into_inner().unwrap_or_default() {
+        return Err(why);
+    }
+    let mut outcome = places.index(run.shard, &mine)?;
+    outcome.kept = kept.into_inner();
+    outcome.fetched = fetched.into_inner().unwrap_or_default();
+    Ok(outcome)
+}
+
+impl Run {
+    /// What else a report depends on: with other settings it is made again.
+    fn settings(&self) -> String {
+        let tables = self.kernel_tables.iter().map(|path| {
+            let identity = Input::identity_of_file(path).unwrap_or_default();
+            format!("{}:{}", identity.bytes, identity.changed)
+        });
+        let mut tables: Vec<String> = tables.collect();
+        tables.sort();
+        format!("{:?} tables {tables:?}", self.options)
+    }
+}
+
+/// Looks at one input, unless it is done. Whether it was.
+fn one(
+    run: &Run,
+    places: &Places,
+    input: &Input,
+    settings: &str,
+    fetched: &Mutex<Fetched>,
+) -> Result<bool, String> {
+    let key = input.key();
+    let identity = identity(run, input);
+    if let (false, Ok(identity)) = (run.again, &identity)
+        && let Some(record) = places.record(&key)
+        && record.identity.as_ref() == Some(identity)
+        && record.settings == settings
+        && record.row.analyzer == ANALYZER
+        && record.row.input == input.shown()
+        && places.report_bytes(&key) == record.report_bytes
+    {
+        return Ok(true);
+    }
+    let mut row = CaptureRow {
+        input: input.shown(),
+        analyzer: ANALYZER.to_owned(),
+        ..CaptureRow::default()
+    };
+    let mut record = Record {
+        version: RECORD_VERSION,
+        settings: settings.to_owned(),
+        ..Record::default()
+    };
+    let made = identity.and_then(|identity| {
+        row.file_bytes = i64::try_from(identity.bytes).ok();
+        let made = report(run, input, &identity, fetched);
+        let passing = made.as_ref().is_err_and(|failure| failure.passing);
+        record.identity = Some(identity).filter(|_| !passing);
+        made
+    });
+    match made {
+        Ok(report) => {
+            row.take_report(&report);
+            row.report = Some(format!("reports/{key}.json"));
+            record.findings = row::findings(&report);
+            let mut text = report.to_json().map_err(|e| e.to_string())?;
+            text.push('\n');
+            drop(report);
+            record.report_bytes = u64::try_from(text.len()).ok();
+            places.write("reports", &key, text.as_bytes())?;
+        }
+        Err(failure) => {
+            row.error = Some(failure.why);
+            // An older report would stand beside the error.
+            let _ = std::fs::remove_file(places.path("reports", &key));
+        }
+    }
+    record.row = row;
+    let text = serde_json::to_vec(&record).map_err(|e| e.to_string())?;
+    places.write("done", &key, &text)?;
+    Ok(false)
+}
+
+fn identity(run: &Run, input: &Input) -> Result<Identity, Failure> {
+    let found = match input {
+        Input::File(path) => {
+            Input::identity_of_file(path).map_err(|e| format!("{}: {e}", path.display()))
+        }
+        Input::Object(address) => run.object(address),
+    };
+    found.map_err(|why| Failure { why, passing: true })
+}
+
+/// Whether this build reads object stores.
+pub const READS_OBJECTS: bool = cfg!(feature = "object-store");
+/// Why addresses are refused.
+pub const NO_STORES: &str = "this analyze cannot read object stores; build it with `--features archive`, or copy the object to a file";
+
+/// The report of an input. A fault of ours that a capture leads to costs that capture alone.
+fn report(
+    run: &Run,
+    input: &Input,
+    identity: &Identity,
+    fetched: &Mutex<Fetched>,
+) -> Result<FailureDumpReportAny, Failure> {
+    let work = || match input {
+        Input::File(path) if golden::is_json(path) => {
+            golden::read_report(path).map_err(Failure::lasting)
+        }
+        Input::File(path) => {
+            let open = |early| match early {
+                false => Image::open(path),
+                true => Image::open_early(path),
+            };
+            run.report(input, &open)
+        }
+        Input::Object(address) => run.fetch(input, address, identity, fetched),
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let name = input.shown();
+        Err(Failure::lasting(format!(
+            "{name}: the analyzer failed on it; please report that"
+        )))
+    })
+}
+
+#[cfg(not(feature = "object-store"))]
+impl Run {
+    #[expect(clippy::unused_self, reason = "with stores it is used")]
+    fn object(&self, address: &str) -> Result<Identity, String> {
+        Err(format!("{address}: {NO_STORES}"))
+    }
+
+    #[expect(clippy::unused_self, reason = "with stores it is used")]
+    fn fetch(
+        &self,
+        _: &Input,
+        address: &str,
+        _: &Identity,
+        _: &Mutex<Fetched>,
+    ) -> Result<FailureDumpReportAny, Failure> {
+        Err(Failure::lasting(format!("{address}: {NO_STORES}")))
+    }
+}
+
+#[cfg(feature = "object-store")]
+impl Run {
+    fn stores(&self, address: &str) -> Result<&Stores, String> {
+        let stores = self.stores.as_ref();
+        stores.ok_or_else(|| format!("{address}: no stores were opened"))
+    }
+
+    fn object(&self, address: &str) -> Result<Identity, String> {
+        let facts = self.stores(address)?.facts(address)?;
+        Ok(Identity {
+            bytes: facts.bytes,
+            changed: facts.changed,
+            etag: facts.etag,
+        })
+    }
+
+    fn fetch(
+        &self,
+        input: &Input,
+        address: &str,
+        identity: &Identity,
+        fetched: &Mutex<Fetched>,
+    ) -> Result<FailureDumpReportAny, Failure> {
+        let passing = |why| Failure { why, passing: true };
+        let facts = crate::source::ObjectFacts {
+            bytes: identity.bytes,
+            changed: identity.changed.clone(),
+            etag: identity.etag.clone(),
+        };
+        let stores = self.stores(address).map_err(passing)?;
+        let file: RangedFile = stores.file(address, &facts).map_err(passing)?;
+        let made = self.report(input, &|early| Image::open_ranged(&file, address, early));
+        if let Ok(mut sum) = fetched.lock() {
+            let traffic = file.traffic();
+            sum.objects += 1;
+            sum.of_bytes += identity.bytes;
+            sum.traffic.requests += traffic.requests;
+            sum.traffic.bytes += traffic.bytes;
+        }
+        // What a report lacks because the line was cut is not what the capture lacks.
+        match file.failure() {
+            Some(why) => Err(passing(format!("{address}: {why}"))),
+            None => made,
+        }
+    }
+}
+
+impl Run {
+    fn report(
+        &self,
+        input: &Input,
+        open: &dyn Fn(bool) -> Result<Image, OpenError>,
+    ) -> Result<FailureDumpReportAny, Failure> {
+        let tables: Vec<&Path> = self.kernel_tables.iter().map(PathBuf::as_path).collect();
+        let made = golden::report_from(&input.shown(), open, &tables, &self.options);
+        made.map_err(|error| Failure {
+            passing: matches!(error, OpenError::Io { .. }),
+            why: error.to_string(),
+        })
+    }
+}
+
+impl Failure {
+    fn lasting(why: String) -> Self {
+        Self {
+            why,
+            passing: false,
+        }
+    }
+}
+
+/// The folders of a run's results.
+struct Places {
+    out: PathBuf,
+    /// Where files are until they are complete. Its lock keeps it this process's.
+    unfinished: PathBuf,
+    _lock: File,
+}
+
+impl Places {
+    fn prepare(run: &Run) -> Result<Self, String> {
+        let part = match run.shard {
+            Shard::WHOLE => "unfinished".to_owned(),
+            shard => format!("unfinished-{}-of-{}", shard.number, shard.total),
+        };
+        let places = |lock| Self {
+            out: run.out.clone(),
+            unfinished: run.out.join(&part),
+            _lock: lock,
+        };
+        let say = |path: &Path, e: std::io::Error| format!("{}: {e}", path.display());
+        for folder in ["reports", "done", part.as_str()] {
+            let path = run.out.join(folder);
+            std::fs::create_dir_all(&path).map_err(|e| say(&path, e))?;
+        }
+        let path = run.out.join(&part).join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| say(&path, e))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+            |_| {
+                format!(
+                    "{}: another analyze batch is at work there; let it end, or use another folder or --shard",
+                    run.out.display()
+                )
+            },
+        )?;
+        Ok(places(lock))
+    }
+
+    fn path(&self, folder: &str, key: &str) -> PathBuf {
+        self.out.join(folder).join(format!("{key}.json"))
+    }
+
+    fn report_bytes(&self, key: &str) -> Option<u64> {
+        let meta = std::fs::metadata(self.path("reports", key));
+        meta.ok().map(|meta| meta.len())
+    }
+
+    fn record(&self, key: &str) -> Option<Record> {
+        let bytes = read_whole(&self.path("done", key)).ok()?;
+        let record: Record = serde_json::from_slice(&bytes).ok()?;
+        (record.version == RECORD_VERSION).then_some(record)
+    }
+
+    /// Begins a file that has its name only after [`publish`](Self::publish).
+    fn begin(&self, name: &str) -> Result<(File, PathBuf), String> {
+        let path = self.unfinished.join(name);
+        // One that a run has left behind: it was cut off.
+        let _ = std::fs::remove_file(&path);
+        let file = File::options()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok((file, path))
+    }
+
+    fn publish(file: &File, from: &Path, to: &Path) -> Result<(), String> {
+        let done = file.sync_data().and_then(|()| std::fs::rename(from, to));
+        done.map_err(|e| format!("{}: {e}", to.display()))
+    }
+
+    fn write(&self, folder: &str, key: &str, bytes: &[u8]) -> Result<(), String> {
+        let (mut file, path) = self.begin(&format!("{folder}-{key}"))?;
+        let written = file.write_all(bytes);
+        written.map_err(|e| format!("{}: {e}", path.display()))?;
+        Self::publish(&file, &path, &self.path(folder, key))
+    }
+
+    /// Makes the tables of all records, one record at a time.
+    fn index(&self, shard: Shard, inputs: &[&Input]) -> Result<Outcome, String> {
+        let stem = match shard {
+            Shard::WHOLE => "index".to_owned(),
+            shard => format!("index-{}-of-{}", shard.number, shard.total),
+        };
+        let mut outcome = Outcome {
+            inputs: inputs.len(),
+            ..Outcome::default()
+        };
+        let lines = format!("{stem}.ndjson");
+        let (file, path) = self.begin(&lines)?;
+        let again = |file: &File| file.try_clone().map_err(|e| e.to_string());
+        let mut written = Vec::from([(lines, again(&file)?, path)]);
+        let mut tables: Vec<Box<dyn Table>> = vec![Box::new(Lines(BufWriter::new(file)))];
+        if cfg!(feature = "parquet") {
+            let columns = format!("{stem}.parquet");
+            let (file, path) = self.begin(&columns)?;
+            written.push((columns, again(&file)?, path));
+            tables.push(table::columns(BufWriter::new(file))?);
+        }
+        let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+        for input in inputs {
+            let Some(record) = self.record(&input.key()) else {
+                return Err(format!(
+                    "{}: it has gone while this run was at work; run again",
+                    self.path("done", &input.key()).display()
+                ));
+            };
+            for table in &mut tables {
+                table.add(&record.row, &record.findings)?;
+            }
+            outcome.add(record.row, &mut groups);
+        }
+        for table in &mut tables {
+            table.finish()?;
+        }
+        drop(tables);
+        for (name, file, path) in written {
+            let to = self.out.join(name);
+            Self::publish(&file, &path, &to)?;
+            outcome.tables.push(to);
+        }
+        outcome.groups = groups.into_values().collect();
+        outcome.groups.sort_by(|a, b| {
+            let order = b.captures.cmp(&a.captures);
+            order.then_with(|| a.signature.cmp(&b.signature))
+        });
+        Ok(outcome)
+    }
+}
+
+impl Outcome {
+    fn add(&mut self, row: CaptureRow, groups: &mut BTreeMap<String, Group>) {
+        if let Some(why) = row.error {
+            self.failed.push((row.input, why));
+            return;
+        }
+        self.reports += 1;
+        let Some(signature) = row.signature.clone() else {
+            self.healthy += 1;
+            return;
+        };
+        let group = groups.entry(signature.clone()).or_insert_with(|| Group {
+            signature,
+            first: row.clone(),
+            ..Group::default()
+        });
+        group.captures += 1;
+        if group.inputs.len() < SHOWN {
+            group.inputs.push(row.input);
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! `analyze batch`, as a command: what it writes, that it goes on where it was, and that parts make a
+//! whole.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn captures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/findings")
+}
+
+fn tables() -> String {
+    let path = captures().join("kernel-7.3.tables.zst");
+    path.to_str().unwrap().to_owned()
+}
+
+/// A folder with copies of captures.
+fn folder(names: &[&str], copies: usize) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for copy in 0..copies {
+        let to = dir.path().join(format!("boot-{copy:02}"));
+        std::fs::create_dir(&to).unwrap();
+        for name in names {
+            let file = format!("{name}.core.zst");
+            std::fs::copy(captures().join(&file), to.join(&file)).unwrap();
+        }
+    }
+    dir
+}
+
+/// The command, in a folder, so that names of inputs are the same wherever that is.
+fn command(dir: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_analyze"));
+    command
+        .current_dir(dir)
+        .args(["batch", "--kernel-tables", &tables(), "--out"]);
+    command.arg(out).args(more);
+    // The tests themselves may run in a part of a larger job.
+    for variable in [
+        "JOB_COMPLETION_INDEX",
+        "SLURM_ARRAY_TASK_ID",
+        "CI_NODE_INDEX",
+    ] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Exit code, standard output and standard error.
+fn batch(dir: &Path, out: &Path, more: &[&str]) -> (i32, String, String) {
+    let done = command(dir, out, more).output().unwrap();
+    (
+        done.status.code().unwrap(),
+        String::from_utf8(done.stdout).unwrap(),
+        String::from_utf8(done.stderr).unwrap(),
+    )
+}
+
+/// All files below a folder with what is in them, but for what is not finished.
+fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for folder in ["", "reports", "done"] {
+        for entry in std::fs::read_dir(dir.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn rows(out: &Path, table: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(out.join(table)).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_capture_has_a_report_and_rows_and_a_bad_one_has_its_error() {
+    let dir = folder(&["idle", "fifo", "stuck"], 2);
+    let bad = dir.path().join("boot-00/bad.core.zst");
+    let whole = std::fs::read(captures().join("lock.core.zst")).unwrap();
+    std::fs::write(&bad, &whole[..100]).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let (code, text, _) = batch(dir.path(), out.path(), &[".", "missing.core.zst"]);
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.contains("FAILED  boot-00/bad.core.zst: the capture is truncated"),
+        "{text}"
+    );
+    assert!(
+        text.contains("FAILED  missing.core.zst: No such file"),
+        "{text}"
+    );
+    assert!(text.contains("8 captures: 6 reports, 2 failed\n"), "{text}");
+    assert!(text.contains("     2  without a failure\n"), "{text}");
+    let idle = "     2  1-";
+    assert_eq!(text.matches(idle).count(), 2, "{text}");
+    assert!(text.contains("idle-cpu-with-waiting-work"), "{text}");
+
+    let rows = rows(out.path(), "index.ndjson");
+    let of =
+        |input: &str| -> Vec<&Value> { rows.iter().filter(|row| row["input"] == input).collect() };
+    let row = of("boot-01/idle.core.zst")[0];
+    assert_eq!(row["kernel_release"], "7.3.4+deb13-cloud-amd64");
+    assert_eq!(row["verdict"], "idle-cpu-with-waiting-work");
+    assert_eq!(row["finding"], 1);
+    assert_eq!(row["finding_rule"], row["verdict"]);
+    assert_eq!(
+        row["analyzer"],
+        concat!("scx-postmortem ", env!("CARGO_PKG_VERSION"))
+    );
+    assert!(row["starved_ms"].as_i64().unwrap() > 1000);
+    assert_eq!(
+        row["signature"],
+        of("boot-00/idle.core.zst")[0]["signature"]
+    );
+    assert_ne!(
+        row["signature"],
+        of("boot-00/stuck.core.zst")[0]["signature"]
+    );
+    let fifo = of("boot-00/fifo.core.zst");
+    assert_eq!(fifo.len(), 1);
+    assert!(fifo[0]["signature"].is_null() && fifo[0]["finding"].is_null());
+    let bad = of("boot-00/bad.core.zst");
+    assert!(bad[0]["error"].as_str().unwrap().contains("the preamble"));
+    assert!(bad[0]["report"].is_null() && bad[0]["file_bytes"] == 100);
+
+    // The report is the command's own, to the byte.
+    let report = out.path().join(row["report"].as_str().unwrap());
+    let alone = Command::new(env!("CARGO_BIN_EXE_analyze"))
+        .args(["--format", "json", "--kernel-tables", &tables()])
+        .arg(dir.path().join("boot-01/idle.core.zst"))
+        .output()
+        .unwrap();
+    assert_eq!(std::fs::read(report).unwrap(), alone.stdout);
+
+    // The second run does only what may have changed.
+    let before = tree(out.path());
+    let (_, text, _) = batch(dir.path(), out.path(), &["."]);
+    assert!(
+        text.contains("7 captures, 7 of them done before: 6 reports, 1 failed"),
+        "{text}"
+    );
+    assert_eq!(before.len(), tree(out.path()).len());
+    // Another file under the name, and other settings, are another capture.
+    std::fs::write(dir.path().join("boot-00/bad.core.zst"), whole).unwrap();
+    let (_, text, _) = batch(dir.path(), out.path(), &["."]);
+    assert!(
+        text.contains("7 captures, 6 of them done before: 7 reports, 0 failed"),
+        "{text}"
+    );
+    let (_, text, _) = batch(dir.path(), out.path(), &[".", "--no-casts"]);
+    assert!(text.contains("7 captures: 7 reports, 0 failed"), "{text}");
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_and_does_nothing_twice() {
+    let names = ["idle", "stuck", "lock", "ring", "slow", "affinity"];
+    let dir = folder(&names, 4);
+    let whole = tempfile::tempdir().unwrap();
+    let (code, wanted, _) = batch(dir.path(), whole.path(), &["."]);
+    assert_eq!(code, 0, "{wanted}");
+
+    let out = tempfile::tempdir().unwrap();
+    let mut child = command(dir.path(), out.path(), &[".", "--jobs", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let done = out.path().join("done");
+    let finished = || std::fs::read_dir(&done).map_or(0, Iterator::count);
+    let began = Instant::now();
+    while finished() < 5 {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "nothing is done"
+        );
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it was killed"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // SIGKILL: nothing is tidied up.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What is cut off has no name of a result.
+    std::fs::write(out.path().join("unfinished/reports-half"), b"{").unwrap();
+    let state = |name: &str| {
+        let meta = std::fs::metadata(out.path().join(name)).unwrap();
+        (meta.ino(), meta.mtime(), meta.mtime_nsec())
+    };
+    let before: Vec<(String, _)> = tree(out.path())
+        .into_keys()
+        .map(|name| {
+            let state = state(&name);
+            (name, state)
+        })
+        .collect();
+    let count = before
+        .iter()
+        .filter(|(name, _)| name.starts_with("done/"))
+        .count();
+    assert!((5..24).contains(&count), "{count}");
+
+    let (code, text, _) = batch(dir.path(), out.path(), &["."]);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains(&format!(
+            "24 captures, {count} of them done before: 24 reports"
+        )),
+        "{text}"
+    );
+    // The same bytes as without, and of what was done nothing was written again.
+    assert_eq!(tree(out.path()), tree(whole.path()));
+    for (name, was) in before {
+        // A report whose capture was not marked as done is made again.
+        let key = name.strip_prefix("reports/");
+        let marked =
+            key.is_none_or(|key| std::fs::metadata(done.join(key)).unwrap().mtime() <= was.1);
+        if marked && name.starts_with("done/") {
+            assert_eq!(state(&name), was, "{name}");
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_run_make_the_whole() {
+    let dir = folder(&["idle", "stuck", "fifo"], 4);
+    let whole = tempfile::tempdir().unwrap();
+    batch(dir.path(), whole.path(), &["."]);
+    let out = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    let mut inputs = 0;
+    // One part is told by the flag, one by each engine's variables.
+    for part in 1..=4_u32 {
+        let mut command = command(dir.path(), out.path(), &["."]);
+        match part {
+            1 => command.args(["--shard", "1/4"]),
+            2 => command
+                .env("JOB_COMPLETION_INDEX", "1")
+                .env("JOB_COMPLETIONS", "4"),
+            3 => command
+                .env("SLURM_ARRAY_TASK_ID", "12")
+                .env("SLURM_ARRAY_TASK_MIN", "10")
+                .env("SLURM_ARRAY_TASK_COUNT", "4"),
+            _ => command.env("CI_NODE_INDEX", "4").env("CI_NODE_TOTAL", "4"),
+        };
+        let done = command.output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        let rows = rows(out.path(), &format!("index-{part}-of-4.ndjson"));
+        let mut names: Vec<&str> = rows
+            .iter()
+            .map(|row| row["input"].as_str().unwrap())
+            .collect();
+        names.dedup();
+        inputs += names.len();
+        seen.extend(rows);
+    }
+    assert_eq!(inputs, 12);
+    let order = |mut rows: Vec<Value>| {
+        rows.sort_by_key(|row| (row["input"].to_string(), row["finding"].as_i64()));
+        rows
+    };
+    assert_eq!(order(seen), order(rows(whole.path(), "index.ndjson")));
+    let results = |dir: &Path| {
+        let mut tree = tree(dir);
+        tree.retain(|name, _| name.contains('/'));
+        tree
+    };
+    assert_eq!(results(out.path()), results(whole.path()));
+    // All of it, where the parts have left their results: nothing is done again.
+    let (_, text, _) = batch(dir.path(), out.path(), &["."]);
+    assert!(
+        text.contains("12 captures, 12 of them done before"),
+        "{text}"
+    );
+    assert_eq!(
+        rows(out.path(), "index.ndjson"),
+        rows(whole.path(), "index.ndjson")
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_any_work() {
+    let dir = folder(&["fifo"], 1);
+    let out = tempfile::tempdir().unwrap();
+    for (more, says) in [
+        (&[][..], "required"),
+        (
+            &[".", "--shard", "3/2"],
+            "expected a number from 1 to 2, found 3",
+        ),
+        (&["boot-00/nothing/"], "captures: 0 reports, 1 failed"),
+    ] {
+        let (code, text, error) = batch(dir.path(), out.path(), more);
+        assert_ne!(code, 0);
+        let said = format!("{text}{error}");
+        assert!(said.contains(says), "{said}");
+    }
+    let done = command(dir.path(), out.path(), &["."])
+        .env("JOB_COMPLETION_INDEX", "0")
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(said.contains("JOB_COMPLETIONS is not; set it"), "{said}");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let (code, _, said) = batch(dir.path(), out.path(), &["empty"]);
+    assert_eq!(code, 4, "{said}");
+    if !cfg!(feature = "object-store") {
+        let (code, _, said) = batch(dir.path(), out.path(), &["s3://bucket/x.core.zst"]);
+        assert_eq!(code, 2);
+        assert!(said.contains("--features archive"), "{said}");
+    }
+    // Two at once in one folder.
+    let lock = std::fs::File::create(out.path().join("unfinished/lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let (code, _, said) = batch(dir.path(), out.path(), &["."]);
+    assert_eq!(code, 1);
+    assert!(
+        said.contains("another analyze batch is at work there"),
+        "{said}"
+    );
+}
+
+#[test]
+fn inputs_can_come_from_a_list() {
+    let dir = folder(&["fifo"], 3);
+    let out = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("list"),
+        "boot-00/fifo.core.zst\n./boot-02\n",
+    )
+    .unwrap();
+    let (code, text, _) = batch(dir.path(), out.path(), &["--list", "list", "boot-00"]);
+    assert_eq!(code, 0, "{text}");
+    let rows = rows(out.path(), "index.ndjson");
+    let names: Vec<&Value> = rows.iter().map(|row| &row["input"]).collect();
+    assert_eq!(names, ["boot-00/fifo.core.zst", "boot-02/fifo.core.zst"]);
+}
