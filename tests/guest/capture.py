@@ -5,7 +5,7 @@
     tests/guest/capture.py                       what CI runs: two kernels, about four minutes
     tests/guest/capture.py --all                 also a real scheduler, 20 error exits, 10 signals
     tests/guest/capture.py --case stall,kill     some of them
-    tests/guest/capture.py --all --write         every case; what was seen goes into docs/captures.md
+    tests/guest/capture.py --all --write         what was seen goes into docs/captures.md; rows of other cases stay
 
 Each case is one promise of docs/capturing.md. Whatever happens, no file may have its final name
 unless it is whole, no emulator may be left, and the exit code must be the documented one.
@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -781,41 +782,40 @@ def run_cases(options, prefix, make_rig, cases, failures, **tools):
     return seen
 
 
-def page(seen, rig):
-    """The page of what all cases saw."""
+ROW = re.compile(r"\| `([^`]+)` \| ([0-9-]+) \| (.*) \|")
+
+
+def page(seen, names):
+    """The page of what the cases saw: rows of before stay until their case is seen again."""
+    before = PAGE.read_text().splitlines() if PAGE.exists() else []
+    rows = {found[1]: found.group(2, 3) for found in map(ROW.fullmatch, before) if found}
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    rows.update({name: (today, " ".join(text.replace("|", "/").split())) for name, text in seen})
     emulator = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True)
     version = emulator.stdout.splitlines()[0].removeprefix("QEMU emulator version ").split()[0]
-    kernels = ", ".join(sorted(found["release"] for found in rig.kernels.values()))
-    rows = "".join(f"| `{name}` | {' '.join(text.replace('|', '/').split())} |\n" for name, text in seen)
+    lines = "".join(f"| `{name}` | {rows[name][0]} | {rows[name][1]} |\n" for name in names if name in rows)
     return f"""# Captures
 
 What `tests/guest/capture.py --all --write` saw of `capture` on real guests and on machines that break: QEMU {version}
-under software emulation on {os.cpu_count()} CPUs, kernels {kernels}. Times are those of the host. Each line is a case that
-held what docs/capturing.md promises: the exit code, no file under its final name unless whole, no emulator left.
+under software emulation on {os.cpu_count()} CPUs, Debian's kernels of the series in the case's name, else of 7.3. Times
+are those of the host. Each line is a case that held what docs/capturing.md promises: the exit code, no file under its final
+name unless whole, no emulator left.
 
-| case | what was seen |
-|---|---|
-{rows}"""
+| case | seen on | what was seen |
+|---|---|---|
+{lines}"""
 
 
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--all", action="store_true", help="every case")
-    parser.add_argument("--write", action="store_true", help="with --all: what was seen goes into docs/captures.md")
+    parser.add_argument("--write", action="store_true", help="what was seen goes into docs/captures.md")
     options = parser.parse_args()
-    if options.write and (options.case or not options.all):
-        parser.error("--write is for --all without --case: the page has every case")
     everything = options.all or bool(options.case)
-    rigs = []
-
-    def make(where):
-        rigs.append(Rig(options.cache, where))
-        return rigs[0]
-
-    seen = run_cases(options, "scxpm-capture-", make, cases(everything),
+    seen = run_cases(options, "scxpm-capture-", lambda where: Rig(options.cache, where), cases(everything),
                      (Failed, PackageError, subprocess.TimeoutExpired, LookupError), setpriv="util-linux")
     if options.write:
-        PAGE.write_text(page(seen, rigs[0]))
+        PAGE.write_text(page(seen, [name for name, _ in cases(True)]))
 
 
 if __name__ == "__main__":

@@ -264,9 +264,9 @@ BATCH = 5
 def case_exits(outer, kernel, count):
     """Error exits, and how many were caught before the kernel took the queues apart."""
     inner = outer.inner("error", kernel)
-    caught, times, by, spoilt = 0, [], {}, 0
+    caught, times, by, spoilt, missed = 0, [], {}, 0, []
     for batch in range(2 * count // BATCH):
-        names = [f"exit-{batch}-{index}" for index in range(min(BATCH, count - len(times)))]
+        names = [f"exit-{batch}-{index}" for index in range(min(BATCH, count - len(times) - len(missed)))]
         if not names:
             break
         try:
@@ -281,6 +281,10 @@ def case_exits(outer, kernel, count):
             if any(text in err for text in single.SPOILT) or (core.exists() and manifest(core)["trigger"]["kind"] != "scx_exit"):
                 spoilt += 1
                 continue
+            if code != FAILED:
+                # The guest had ended before anybody looked: that counts.
+                missed.append(f"exit {code}: {told(out, name)[1].strip()[-300:]}")
+                continue
             core, said = captured(out, name, "error")
             # The teardown begins by setting the exit kind to DONE and entering bypass.
             sched = report(core)["postmortem"]["scheduler"]
@@ -288,12 +292,14 @@ def case_exits(outer, kernel, count):
             trigger = said["trigger"]
             by[trigger["by"]] = by.get(trigger["by"], 0) + 1
             times.append(trigger["freeze_ns"] / 1e6)
-        print(f"        {caught} of {len(times)} by now, {spoilt} spoilt by the emulator", flush=True)
-    check(len(times) == count and caught == count, f"{caught} of {len(times)} were caught before the teardown, {spoilt} spoilt")
+        print(f"        {caught} of {len(times) + len(missed)} by now, {spoilt} spoilt by the emulator", flush=True)
+    all_told = len(times) + len(missed)
+    # Polling is all that is left here, see docs/capturing.md: most of them, not all, is the promise.
+    check(all_told == count and 4 * caught >= 3 * count, f"{caught} of {all_told} were caught before the teardown, {spoilt} spoilt: {missed}")
     times.sort()
     median = times[len(times) // 2]
     return (f"{caught} of {count} before the teardown, by {by}; freeze {times[0]:.1f} to {times[-1]:.1f} ms, median {median:.1f}; "
-            f"{spoilt} more were spoilt by the emulator")
+            f"{spoilt} more were spoilt by the emulator" + (f"; not caught: {missed}" if missed else ""))
 
 
 def tests_program():
