@@ -181,6 +181,34 @@ pub(crate) fn program(name: &str, root: Option<&Path>) -> Result<PathBuf, String
         .ok_or_else(|| format!("{name}: no such program in PATH; give its path or install it"))
 }
 
+/// What the kernel loads of a program: its segments, without the sections behind them. Debug
+/// information is most of a program's file, and in an initramfs it would be most of a small
+/// guest's memory. What is no ELF program is left as it is.
+pub(super) fn loaded_part(mut program: Vec<u8>) -> Vec<u8> {
+    /// `e_shoff`, and `e_shnum` with `e_shstrndx`, in the header of a 64-bit ELF file.
+    const SECTIONS: [std::ops::Range<usize>; 2] = [0x28..0x30, 0x3c..0x40];
+    let Ok(elf) = Elf::parse(&program) else {
+        return program;
+    };
+    let header = &elf.header;
+    let table = header.e_phoff + u64::from(header.e_phentsize) * u64::from(header.e_phnum);
+    let ends = elf.program_headers.iter();
+    let ends = ends.map(|segment| segment.p_offset.saturating_add(segment.p_filesz));
+    let end = ends.chain([table]).max().unwrap_or_default();
+    match usize::try_from(end) {
+        Ok(end) if elf.is_64 && end < program.len() => {
+            program.truncate(end);
+            for field in SECTIONS {
+                if let Some(field) = program.get_mut(field) {
+                    field.fill(0);
+                }
+            }
+        }
+        _ => {}
+    }
+    program
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +219,33 @@ mod tests {
         assert!(found.contains_key("/lib/libc.so.6"), "{found:?}");
         assert!(found.contains_key("/lib/ld-linux-x86-64.so.2"), "{found:?}");
         assert!(found.values().all(|path| path.is_file()));
+    }
+
+    #[test]
+    fn what_is_loaded_of_a_program_runs_as_all_of_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let own = std::env::current_exe().unwrap();
+        let whole = std::fs::read(&own).unwrap();
+        let part = loaded_part(whole.clone());
+        assert!(
+            part.len() < whole.len() / 2,
+            "{} of {}",
+            part.len(),
+            whole.len()
+        );
+        assert_eq!(loaded_part(b"#!/bin/sh\n".to_vec()), b"#!/bin/sh\n");
+        assert_eq!(loaded_part(part.clone()), part);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("part");
+        std::fs::write(&path, part).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let listed = |program: &Path| {
+            let done = std::process::Command::new(program).arg("--list").output();
+            let done = done.unwrap();
+            assert!(done.status.success());
+            done.stdout
+        };
+        assert_eq!(listed(&path), listed(&own));
     }
 
     #[test]

@@ -143,7 +143,8 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
     let mut origins = Origins::default();
     origins.is_new("/init", &own)?;
-    add_program(&mut archive, &own, "/init", root)?;
+    archive.program("/init", libraries::loaded_part(read(&own)?));
+    add_libraries(&mut archive, &own, root)?;
 
     let mut plan = Plan {
         probe: wanted.probe,
@@ -260,6 +261,10 @@ fn add_program(
     root: Option<&Path>,
 ) -> Result<(), String> {
     archive.program(guest, read(path)?);
+    add_libraries(archive, path, root)
+}
+
+fn add_libraries(archive: &mut Archive, path: &Path, root: Option<&Path>) -> Result<(), String> {
     for (guest, place) in libraries::needed(path, root)? {
         if !archive.contains(&guest) {
             archive.program(&guest, read(&place)?);
