@@ -1,10 +1,10 @@
 //! `capture run` and `capture attach`, from their arguments to their exit codes.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
@@ -16,10 +16,10 @@ use signal_hook::flag;
 
 use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs, WhenArgs};
 use crate::convert::progress_bar;
-use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
+use crate::coordinator::{Coordinator, Early, Echo, End, Fired, Outcome, Snapshot, Triggers};
 use crate::guest::{self, KernelFile, Wanted};
 use crate::machine::choose::{self, Choice};
-use crate::machine::{Config, Machine, Nameless};
+use crate::machine::{self, Config, Machine, Nameless};
 use crate::save::{self, Guest, Saved, Target};
 use crate::signals::{Signals, Writing};
 use crate::watch::{Live, SAMPLE_EVERY};
@@ -69,8 +69,13 @@ impl<'a> Output<'a> {
         may_write(&path, inputs, args.force).map_err(failure(OUTPUT))?;
         let output = Self { path, args };
         // Before a guest runs for minutes for it.
-        save::check(&output.path, output.existing(), early)
-            .map_err(|e| failure(OUTPUT)(e.to_string()))?;
+        save::check(&output.path, output.existing(), early).map_err(|e| {
+            let force = match e.kind() {
+                io::ErrorKind::AlreadyExists => ", or let it be replaced with --force",
+                _ => "",
+            };
+            failure(OUTPUT)(format!("{e}{force}"))
+        })?;
         Ok(output)
     }
 
@@ -102,6 +107,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         );
         return Err(failure(USAGE)(sentence));
     }
+    guest::check_words(&args.guest).map_err(failure(USAGE))?;
+    machine::check_memory(args.memory).map_err(failure(LOST))?;
     let output = Output::new(&args.to, &name_of(args), &inputs, args.when.dual)?;
     let (mut triggers, signals) = triggers(&args.when)?;
     triggers.console.clone_from(&args.console);
@@ -158,6 +165,7 @@ fn kernel(args: &GuestArgs) -> Result<KernelFile, Failure> {
 
 /// Writes an initramfs.
 pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
+    guest::check_words(&args.guest).map_err(failure(USAGE))?;
     may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
     let kernel = kernel(&args.guest)?;
     let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
@@ -189,6 +197,12 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     )
 }
 
+/// A line for whoever watches, or reads the log of a CI job.
+fn say(line: &str) {
+    // Without a reader the run is worth as much.
+    let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
+}
+
 /// Follows a guest to its end, and writes what there is.
 fn follow(
     machine: &mut dyn Machine,
@@ -198,15 +212,9 @@ fn follow(
     echo: Echo<'_>,
     (probe, own_init): (bool, bool),
 ) -> Result<u8, Failure> {
-    let watching = io::stderr().is_terminal();
-    let tell = Box::new(move |line: &str| {
-        if watching {
-            let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
-        }
-    });
     let mut eyes = Live::new(probe);
     let timeout = triggers.timeout;
-    let mut coordinator = Coordinator::new(triggers, &mut eyes, tell, echo);
+    let mut coordinator = Coordinator::new(triggers, &mut eyes, Box::new(say), echo);
     let outcome = coordinator.follow(machine);
     let writing = signals.writing();
     // What is to be written is ours by now; nothing of the guest has to run, or to stand, for it.
@@ -215,8 +223,13 @@ fn follow(
         Ok(found) => (Some(found.clone()), String::new()),
         Err(why) => (None, why.to_owned()),
     };
+    let (kind, mut detail) = machine.describe();
+    if let Some(off) = &coordinator.off {
+        say(off);
+        detail = format!("{detail}; {off}");
+    }
     let guest = Guest {
-        machine: machine.describe(),
+        machine: (kind, detail),
         tool,
         vcpus: machine.vcpus(),
         kernel,
@@ -291,24 +304,38 @@ fn finish(
         show: &show,
         writing,
     };
-    let end = outcome.end.clone();
+    // Whatever comes of the files, it is known by then what happened.
+    if let Some(late) = &outcome.late {
+        say(&what_happened(late));
+    }
     let fired = outcome.late.as_ref().map(|late| late.fired.clone());
-    let (saved, failed) = save::save(guest, outcome, &target);
+    let (saved, failed) = save::save(guest, &outcome, &target);
     bar.finish_and_clear();
     tell_saved(&saved, fired.as_ref());
     if !failed.is_empty() {
+        if saved.is_empty() {
+            let early = match &outcome.early {
+                Early::Taken { snapshot, .. } => Some(snapshot.as_ref()),
+                _ => None,
+            };
+            let shown = outcome.late.as_ref().or(early);
+            for line in shown
+                .iter()
+                .flat_map(|image| unsaved_headline(guest, image))
+            {
+                say(&line);
+            }
+        }
         let sentences: Vec<String> = failed.into_iter().map(|f| f.sentence).collect();
         let code = if saved.is_empty() { OUTPUT } else { INCOMPLETE };
         return Err(failure(code)(sentences.join("; ")));
     }
-    if let Some((file, why)) = saved
+    if let Some((file, less)) = saved
         .iter()
-        .find_map(|file| Some((file, file.dropped.as_ref()?)))
+        .find_map(|file| Some((file, file.less.as_ref()?)))
     {
         let path = file.path.display();
-        return Err(failure(INCOMPLETE)(format!(
-            "{path}: the early image was {why}"
-        )));
+        return Err(failure(INCOMPLETE)(format!("{path}: {less}")));
     }
     let also = match saved.first() {
         Some(file) if fired.is_none() => {
@@ -316,13 +343,15 @@ fn finish(
         }
         _ => "; no capture".into(),
     };
-    match end {
+    match outcome.end {
         End::Late if saved.iter().any(|file| file.degraded) => Ok(INCOMPLETE),
-        End::Late => Ok(if fired.is_none_or(|fired| fired.is_failure()) {
-            FAILED
-        } else {
-            0
-        }),
+        End::Late if fired.is_none_or(|fired| fired.is_failure()) => Ok(FAILED),
+        // Whoever asked for it wanted a guest that runs.
+        End::Late if guest.kernel.is_none() => Err(failure(INCOMPLETE)(format!(
+            "the capture was taken before the guest's kernel was found: {}",
+            guest.why_not
+        ))),
+        End::Late => Ok(0),
         End::Ended {
             how,
             said,
@@ -331,6 +360,7 @@ fn finish(
             let said = said.unwrap_or_default();
             if let Some(codes) = said.strip_prefix(guest::init::DONE) {
                 if codes.split(", ").all(|code| code == "code 0") {
+                    say(&format!("nothing failed{also}"));
                     return Ok(0);
                 }
                 return Err(failure(WORKLOAD)(format!(
@@ -340,6 +370,8 @@ fn finish(
             }
             // Someone else's guest, or init, that was shut down in order.
             if said == "scheduler detached" || (!guest.own_init && powered_off) {
+                let how = if said.is_empty() { &how } else { &said };
+                say(&format!("nothing failed ({how}){also}"));
                 return Ok(0);
             }
             let last = match said.as_str() {
@@ -395,15 +427,41 @@ fn tell_saved(saved: &[Saved], fired: Option<&Fired>) {
     for line in saved
         .first()
         .into_iter()
-        .flat_map(|file| headline(&file.path))
+        .flat_map(|file| headline(Image::open(&file.path).map_err(|e| e.to_string())))
     {
         let _ = writeln!(out, "  {}", Escaped(&line));
     }
 }
 
+/// Why a late image was taken, and when.
+fn what_happened(late: &Snapshot) -> String {
+    let fired = &late.fired;
+    let taken = late.timings.taken_unix_ns.map(Duration::from_nanos);
+    let taken = taken.and_then(|since| UNIX_EPOCH.checked_add(since));
+    let at = taken.map(|at| format!(", {}", humantime::format_rfc3339_seconds(at)));
+    let since = late.timings.guest_uptime_ns.map(Duration::from_nanos);
+    let since = since.map(|since| format!(", {} s after the start", since.as_secs()));
+    format!(
+        "{}: {}{}{}",
+        fired.kind,
+        fired.detail,
+        at.unwrap_or_default(),
+        since.unwrap_or_default()
+    )
+}
+
+/// What an image says that no file holds.
+fn unsaved_headline(guest: &Guest, snapshot: &Snapshot) -> Vec<String> {
+    let Some(found) = &guest.kernel else {
+        return Vec::new();
+    };
+    let memory = snapshot.memory.physical().map_err(|e| e.to_string());
+    headline(memory.map(|memory| Image::live(memory, found.vmcoreinfo.clone())))
+}
+
 /// The last lines of the console, as the end of a message.
 fn console_end(console: &[u8]) -> String {
-    let text = String::from_utf8_lossy(console);
+    let text = without_colours(&String::from_utf8_lossy(console));
     let lines: Vec<&str> = text
         .lines()
         .filter(|line| !line.trim().is_empty())
@@ -416,10 +474,25 @@ fn console_end(console: &[u8]) -> String {
     format!("; the console ended with\n{}", shown.join("\n"))
 }
 
-/// What the new capture says, in a few lines.
-fn headline(path: &Path) -> Vec<String> {
-    let report = Image::open(path)
-        .map_err(|e| e.to_string())
+/// A terminal's control sequences (`ESC [ … letter`) and carriage returns would be shown as they
+/// are.
+fn without_colours(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, sequence)) = rest.split_once("\x1b[") {
+        out.push_str(before);
+        let end = sequence.find(|c: char| ('@'..='~').contains(&c));
+        rest = end
+            .and_then(|end| sequence.get(end + 1..))
+            .unwrap_or_default();
+    }
+    out.push_str(rest);
+    out.replace('\r', "")
+}
+
+/// What an image says, in a few lines.
+fn headline(image: Result<Image, String>) -> Vec<String> {
+    let report = image
         .and_then(|image| Kernel::find(image, &Overrides::default()))
         .map(|kernel| analysis::analyze(&kernel, &Options::default()));
     match report {

@@ -187,6 +187,10 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
         for ((running, told), words) in watched.iter().zip(&mut told).zip(commands) {
             if let Some(how) = running.ended.as_ref().filter(|_| !*told) {
                 *told = true;
+                if plan.pinned && words == &plan.scheduler && how == "code 0" {
+                    // It has registered the scheduler, which stays.
+                    continue;
+                }
                 host.say(&format!("{} ended with {how}", words.join(" ")));
             }
         }

@@ -17,12 +17,14 @@ use serde::{Deserialize, Serialize};
 use self::cpio::Archive;
 pub(crate) use self::libraries::program;
 use self::package::Package;
+use crate::cli::GuestArgs;
 use crate::machine::Nameless;
 
 /// Where the guest finds what to do. Its presence makes this program an init.
 pub(crate) const PLAN: &str = "/scxpm/plan.json";
-/// Where the initramfs of a BPF object has it.
-const OBJECT: &str = "/scxpm/scheduler.bpf.o";
+/// Where the initramfs of a BPF object has it. It keeps its name: libbpf names maps of variables
+/// after the file.
+const OBJECTS: &str = "/scxpm/object";
 
 /// What init does in the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,13 +152,15 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
         ..Plan::default()
     };
     if wanted.scheduler.ends_with(".bpf.o") {
-        let object = read(Path::new(wanted.scheduler))?;
-        archive.file(OBJECT, object);
+        let path = Path::new(wanted.scheduler);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let object = format!("{OBJECTS}/{name}");
+        archive.file(&object, read(path)?);
         let words = [
             "bpftool",
             "struct_ops",
             "register",
-            OBJECT,
+            &object,
             "/sys/fs/bpf/scheduler",
         ];
         plan.scheduler = words.map(str::to_owned).into();
@@ -251,6 +255,15 @@ fn words(line: &str) -> Result<Vec<String>, String> {
         return Err("an empty command; expected a program and its arguments".into());
     }
     Ok(words)
+}
+
+/// Whether the command lines can be split into words.
+pub(crate) fn check_words(args: &GuestArgs) -> Result<(), String> {
+    let object = |line: &str| line.ends_with(".bpf.o");
+    let scheduler = args.scheduler.iter().filter(|line| !object(line));
+    scheduler
+        .chain(&args.workload)
+        .try_for_each(|line| words(line).map(drop))
 }
 
 fn add_program(

@@ -13,6 +13,7 @@ mod mtree;
 mod own;
 mod qmp;
 mod state;
+mod ticks;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::gdb::Gdb;
 use super::qmp::Qmp;
-use super::{Owner, Parts, Qemu, Tail, backend, last_words};
+use super::{Owner, Parts, Qemu, Tail, backend, last_words, ticks};
 use crate::machine::memory::Backing;
 use crate::machine::{Config, GuestMemory, Machine, MachineError, Nameless, node_memory, share};
 
@@ -65,6 +65,15 @@ impl Qemu {
         let console = file("scx-postmortem-console", "its console")?;
         let host = file("scx-postmortem-host", "its console")?;
         let serial = [&console, &host].map(|file| file.path.display().to_string());
+        let speed = match emulator.accel {
+            Accel::Tcg => ticks::early_khz(),
+            Accel::Kvm => String::new(),
+        };
+        let config = &Config {
+            // Before the user's own words: the last one counts.
+            append: format!("{speed}{}", config.append),
+            ..config.clone()
+        };
         let arguments = arguments(emulator, config, directory.path(), &memory, &serial);
         let mut child = spawn(&emulator.program, &arguments, errors)?;
 
