@@ -174,6 +174,9 @@ pub(crate) struct GuestArgs {
     /// from there. Its C library must not be older than this machine's.
     #[arg(long, value_name = "DIR", requires = "scheduler")]
     pub(crate) sysroot: Option<PathBuf>,
+    /// The bpftool that registers a BPF object in the guest, 7.2 or later. Looked for by name.
+    #[arg(long, value_name = "FILE", requires = "scheduler")]
+    pub(crate) bpftool: Option<PathBuf>,
     /// The kernel's configuration, which some schedulers read. Looked for beside the kernel.
     #[arg(long, value_name = "FILE", requires = "scheduler")]
     pub(crate) kernel_config: Option<PathBuf>,
@@ -277,6 +280,12 @@ impl OutputArgs {
         let Some(directory) = &self.output_dir else {
             return Ok(());
         };
+        if directory.exists() && !directory.is_dir() {
+            return Err(format!(
+                "{}: is no directory; --output-dir takes one, -o a file",
+                directory.display()
+            ));
+        }
         std::fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))
     }
 }

@@ -1159,18 +1159,26 @@ impl<'a> Coordinator<'a> {
     /// The machine does not do what it should, or is gone. Its memory is still there.
     fn lost(&mut self, machine: &mut dyn Machine, error: &MachineError) -> (End, Option<Snapshot>) {
         self.listen(machine);
-        let why = error.to_string();
+        let died = match error.cause() {
+            Cause::Gone => machine.died(),
+            _ => None,
+        };
+        let why = died.unwrap_or_else(|| error.to_string());
         if self.found.is_none() {
             return (End::Lost(why), None);
         }
-        let fired = self
-            .failing("the machine was lost")
-            .unwrap_or_else(|| Fired {
-                exit_kind: self.eyes.failure().map(|s| s.exit_kind),
+        let fired = self.failing("the machine was lost").unwrap_or_else(|| {
+            let failure = self.eyes.failure();
+            let by_then = failure.as_ref().map_or_else(String::new, |scheduler| {
+                format!("; by then a scheduler had failed, {}", scheduler.words())
+            });
+            Fired {
+                exit_kind: failure.map(|s| s.exit_kind),
                 watchpoint_hit: self.stored.is_some(),
                 latch: self.latch,
-                ..Fired::new("lost", why.clone())
-            });
+                ..Fired::new("lost", format!("{why}{by_then}"))
+            }
+        });
         let Some(snapshot) = self.left(machine, fired, why.clone(), error.cause()) else {
             return (End::Lost(why), None);
         };

@@ -43,7 +43,7 @@ const FAILED: u8 = 10;
 
 /// What the kernel is always told: where its console is, to stand still after a panic, and not to
 /// doubt its clocks: on a busy host an emulated one comes late, and the kernel gives up.
-const APPEND: &str = "console=ttyS0 panic=0 tsc=reliable no_timer_check";
+pub(crate) const APPEND: &str = "console=ttyS0 panic=0 tsc=reliable no_timer_check";
 /// Lines of the console that are shown when a scheduler did not run.
 const SHOWN: usize = 15;
 
@@ -141,6 +141,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let started = choose::start(&choice, &config, &triggers.end);
     let mut machine = started.map_err(|e| failure(LOST)(e.to_string()))?;
+    let no_config = kernel.config.is_none();
     // In the guest's memory by now.
     drop((kernel, packed));
     let echo = args.show_console.then(|| {
@@ -148,13 +149,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
+    let own = Inside {
+        probe: args.guest.probe,
+        own_init: args.initrd.is_none(),
+        no_config,
+    };
+    let signals = (triggers, signals);
     follow(
         machine.as_mut(),
-        (triggers, signals),
+        signals,
         "capture run",
         &output,
         echo,
-        (args.guest.probe, args.initrd.is_none()),
+        &own,
     )
 }
 
@@ -187,14 +194,30 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     triggers.at_once = args.now;
     let mut machine = choose::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
+    let inside = Inside {
+        probe: true,
+        own_init: false,
+        no_config: false,
+    };
+    let signals = (triggers, signals);
     follow(
         machine.as_mut(),
-        (triggers, signals),
+        signals,
         "capture attach",
         &output,
         None,
-        (true, false),
+        &inside,
     )
+}
+
+/// What is known of the inside of a guest.
+struct Inside {
+    /// The probe may be there.
+    probe: bool,
+    /// Its first process is ours.
+    own_init: bool,
+    /// We have looked for its kernel's configuration, and there was none.
+    no_config: bool,
 }
 
 /// A line for whoever watches, or reads the log of a CI job.
@@ -210,9 +233,9 @@ fn follow(
     tool: &'static str,
     output: &Output<'_>,
     echo: Echo<'_>,
-    (probe, own_init): (bool, bool),
+    inside: &Inside,
 ) -> Result<u8, Failure> {
-    let mut eyes = Live::new(probe);
+    let mut eyes = Live::new(inside.probe);
     let timeout = triggers.timeout;
     let mut coordinator = Coordinator::new(triggers, &mut eyes, Box::new(say), echo);
     let outcome = coordinator.follow(machine);
@@ -236,7 +259,7 @@ fn follow(
         why_not,
         console: coordinator.console_tail().to_vec(),
         suppressed: coordinator.suppressed,
-        own_init,
+        own_init: inside.own_init,
         notes: Vec::new(),
     };
     drop(coordinator);
@@ -244,7 +267,13 @@ fn follow(
         notes: eyes.timeline().into_iter().collect(),
         ..guest
     };
-    finish(output, &guest, outcome, timeout, &writing)
+    finish(
+        output,
+        &guest,
+        outcome,
+        (timeout, inside.no_config),
+        &writing,
+    )
 }
 
 fn triggers(args: &WhenArgs) -> Result<(Triggers, Signals), Failure> {
@@ -275,6 +304,7 @@ fn initramfs(args: &GuestArgs, kernel: &KernelFile) -> Result<Vec<u8>, String> {
         workloads: &args.workload,
         files: &args.files,
         root: args.sysroot.as_deref(),
+        bpftool: args.bpftool.as_deref(),
         probe: args.probe,
         modules: &args.modules,
         kernel,
@@ -287,7 +317,7 @@ fn finish(
     output: &Output<'_>,
     guest: &Guest,
     outcome: Outcome,
-    timeout: Option<Duration>,
+    (timeout, no_config): (Option<Duration>, bool),
     writing: &Writing,
 ) -> Result<u8, Failure> {
     let bar = progress_bar();
@@ -344,7 +374,20 @@ fn finish(
         _ => "; no capture".into(),
     };
     match outcome.end {
-        End::Late if saved.iter().any(|file| file.degraded) => Ok(INCOMPLETE),
+        End::Late if saved.iter().any(|file| file.degraded) => {
+            let images = outcome.late.iter();
+            let faults = images.flat_map(|image| image.frozen.faults.clone());
+            let mut faults: Vec<String> = faults.collect();
+            if let Early::Taken { snapshot, .. } = &outcome.early {
+                let early = snapshot.frozen.faults.iter();
+                faults.extend(early.map(|why| format!("the early image: {why}")));
+            }
+            Err(failure(INCOMPLETE)(format!(
+                "degraded: {}{}",
+                faults.join("; "),
+                no_kernel(guest)
+            )))
+        }
         End::Late if fired.is_none_or(|fired| fired.is_failure()) => Ok(FAILED),
         // Whoever asked for it wanted a guest that runs.
         End::Late if guest.kernel.is_none() => Err(failure(INCOMPLETE)(format!(
@@ -359,7 +402,7 @@ fn finish(
         } => {
             let said = said.unwrap_or_default();
             if let Some(codes) = said.strip_prefix(guest::init::DONE) {
-                if codes.split(", ").all(|code| code == "code 0") {
+                if codes.split(", ").all(|code| code == guest::init::OK) {
                     say(&format!("nothing failed{also}"));
                     return Ok(0);
                 }
@@ -378,8 +421,14 @@ fn finish(
                 "" => String::new(),
                 said => format!("; its init said last: {said}"),
             };
+            let config = match said.contains("before it was attached") && no_config {
+                true => {
+                    "; the kernel's configuration, which some schedulers ask for, was not found beside the kernel: --kernel-config FILE names it"
+                }
+                false => "",
+            };
             Err(failure(NO_SCHEDULER)(format!(
-                "the guest ended by itself, {how}{last}{also}{}",
+                "the guest ended by itself, {how}{last}{config}{also}{}",
                 console_end(&guest.console)
             )))
         }
@@ -392,10 +441,16 @@ fn finish(
             "ended by a signal{also}{}",
             no_kernel(guest)
         ))),
-        End::Lost(why) => Err(failure(LOST)(format!(
-            "{why}{also}{}",
-            console_end(&guest.console)
-        ))),
+        End::Lost(why) => {
+            let other = match guest.machine.0 {
+                "kvm" => "; --backend auto takes QEMU where this host's KVM does not do",
+                _ => "",
+            };
+            Err(failure(LOST)(format!(
+                "{why}{other}{also}{}",
+                console_end(&guest.console)
+            )))
+        }
     }
 }
 
@@ -411,16 +466,16 @@ fn no_kernel(guest: &Guest) -> String {
 fn tell_saved(saved: &[Saved], fired: Option<&Fired>) {
     let mut out = io::stdout().lock();
     for (index, file) in saved.iter().enumerate() {
-        let why = fired.filter(|_| index == 0).map(|fired| {
-            let detail = Escaped(&fired.detail);
-            format!("{} ({detail}), ", fired.kind)
-        });
+        let why = match fired.filter(|_| index == 0) {
+            Some(fired) => format!("{} ({}), ", fired.kind, Escaped(&fired.detail)),
+            None => "the early image, ".into(),
+        };
         // Whoever closed standard output still gets the exit code.
         let _ = writeln!(
             out,
             "{}: {}{} MiB",
             file.path.display(),
-            why.unwrap_or_default(),
+            why,
             file.summary.file_bytes >> 20
         );
     }

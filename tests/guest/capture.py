@@ -307,8 +307,31 @@ def case_kill(rig, kernel):
         time.sleep(4)
         os.kill(own[0], signal.SIGKILL)
 
-    degraded, _ = given_up(rig, kernel, "kill", during=kill)
+    degraded, said = given_up(rig, kernel, "kill", during=kill)
+    check(said["trigger"]["detail"] == "QEMU died (signal: 9 (SIGKILL))", f"{said['trigger']}")
     return degraded["reason"]
+
+
+def case_clock(rig, kernel):
+    """A guest whose kernel is told a TSC fifteen times too slow: that its clock runs off is told."""
+    command, output = rig.command("healthy", kernel, "clock", "--after", "25", "--append", "tsc_early_khz=170000")
+    code, _, err = run(command)
+    check(code == 0, f"exit {code}: {err}")
+    said = [line for line in err.splitlines() if "the guest's clock went" in line]
+    check(said and said[0].removeprefix("capture: ") in manifest(output)["source"]["detail"], f"{manifest(output)['source']}: {err}")
+    command, output = rig.command("healthy", kernel, "clock", "--after", "25", "--force")
+    code, _, err = run(command)
+    check(code == 0 and "the guest's clock" not in err, f"exit {code}: {err}")
+    return said[0]
+
+
+def case_too_soon(rig, kernel):
+    """A capture that is asked for before there is a kernel."""
+    command, output = rig.command("healthy", kernel, "soon", "--after", "1")
+    code, _, err = run(command)
+    check(code == INCOMPLETE and "the guest's kernel was" in err, f"exit {code}: {err}")
+    whole(output)
+    return err.strip().splitlines()[-1][-120:]
 
 
 def case_hang(rig, kernel):
@@ -352,7 +375,7 @@ def case_full(rig, kernel):
         done = subprocess.run([str(ANALYZE), "info", str(small / there[0])], capture_output=True, text=True)
         check("kernel      " in done.stdout, f"the partial capture does not open: {done.stderr}")
         tells_the_failure(err)
-        return f"kept {there[0]}: {err.strip().splitlines()[0][-120:]}"
+        return f"kept {there[0]}: {err.strip().splitlines()[-1][-120:]}"
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
@@ -746,6 +769,8 @@ def cases(everything):
     yield "timed-7.3", lambda rig: case_timed(rig, "7.3")
     yield "unparked", lambda rig: case_unparked(rig, "7.3")
     yield "kill", lambda rig: case_kill(rig, "7.3")
+    yield "clock", lambda rig: case_clock(rig, "7.3")
+    yield "soon", lambda rig: case_too_soon(rig, "7.3")
     yield "killed", lambda rig: case_killed(rig, "7.3")
     yield "full", lambda rig: case_full(rig, "7.3")
     yield "max", lambda rig: case_max_size(rig, "7.3")

@@ -130,6 +130,7 @@ struct Fake {
     stands: bool,
     live: bool,
     stood: bool,
+    died: Option<&'static str>,
 }
 
 struct FakeEyes {
@@ -261,6 +262,10 @@ impl Machine for Fake {
         Ok(())
     }
 
+    fn died(&mut self) -> Option<String> {
+        self.died.map(str::to_owned)
+    }
+
     fn leave(&mut self) {}
 
     fn console(&mut self) -> Vec<u8> {
@@ -306,6 +311,7 @@ fn rig(script: Vec<Turn>) -> Rig {
         stands: false,
         live: true,
         stood: true,
+        died: None,
     };
     let eyes = FakeEyes {
         seen,
@@ -756,11 +762,17 @@ fn a_vcpu_that_does_not_stop_makes_a_degraded_image() {
 fn a_lost_machine_leaves_its_memory() {
     let mut rig = rig(vec![nothing(with(0))]);
     rig.machine.script.push_back(Turn {
-        event: Err(MachineError::Gone("QEMU ended (signal: 9)".into())),
+        event: Err(MachineError::Gone("QEMU went away".into())),
         ..turn(None, None)
     });
+    rig.machine.died = Some("QEMU died (signal: 9 (SIGKILL))");
     let late = rig.late();
     assert_eq!(late.fired.kind, "lost");
+    assert_eq!(
+        late.fired.detail,
+        "QEMU died (signal: 9 (SIGKILL)); by then a scheduler had failed, foo: kind 1026"
+    );
+    assert_eq!(late.frozen.faults, ["QEMU died (signal: 9 (SIGKILL))"]);
     assert!(late.is_degraded() && late.frozen.vcpus.is_empty());
     assert_eq!(late.frozen.cause, Cause::Gone);
     let mut page = [0; 4];

@@ -2,6 +2,7 @@
 //! workload, and what they need.
 
 mod bpf;
+mod bpftool;
 mod cpio;
 pub(crate) mod init;
 mod libraries;
@@ -51,6 +52,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) workloads: &'a [String],
     /// Further files: path here, or `HERE:GUEST`.
     pub(crate) files: &'a [String],
+    /// The bpftool that registers an object, when another than the usual one.
+    pub(crate) bpftool: Option<&'a Path>,
     /// Load the probe.
     pub(crate) probe: bool,
     /// Another system's tree, which the libraries come from, and programs by name.
@@ -104,6 +107,13 @@ impl KernelFile {
             content = std::fs::read(path)
                 .map_err(|e| format!("{}: {e}; expected a kernel image", path.display()))?;
         }
+        let kernel = content.starts_with(b"\x7fELF") || content.get(0x202..0x206) == Some(b"HdrS");
+        if !kernel {
+            return Err(format!(
+                "{}: is no kernel; expected a bzImage (a distribution's vmlinuz), a vmlinux, or the Debian or RPM package of a kernel",
+                path.display()
+            ));
+        }
         this.release = release_of(&content);
         let beside = this.release.as_ref();
         let beside = beside.and_then(|release| config_beside(path, release));
@@ -156,8 +166,17 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let object = format!("{OBJECTS}/{name}");
         archive.file(&object, read(path)?);
+        let tool = match wanted.bpftool {
+            // With a slash, so that it is no name to look for.
+            Some(path) if path.is_relative() => Path::new(".").join(path),
+            Some(path) => path.to_owned(),
+            None => program("bpftool", root).map_err(|e| format!("{e}; {}", bpftool::ANOTHER))?,
+        };
+        libraries::needed(&tool, root).map_err(|e| format!("{e}; {}", bpftool::ANOTHER))?;
+        bpftool::check(&tool, root)?;
+        let tool = tool.display().to_string();
         let words = [
-            "bpftool",
+            &tool,
             "struct_ops",
             "register",
             &object,
@@ -345,6 +364,7 @@ mod tests {
                 scheduler: &at("a/foo"),
                 workloads: &[format!("{} --x", at(workload))],
                 files: &Vec::from_iter(file),
+                bpftool: None,
                 probe: false,
                 root: None,
                 modules: &[],

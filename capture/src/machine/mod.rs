@@ -207,6 +207,11 @@ pub(crate) trait Machine {
     /// Whether the guest has stood still since it was frozen: someone else may have resumed it.
     fn stood(&mut self) -> bool;
 
+    /// How the program that ran the guest has died, where that can be known.
+    fn died(&mut self) -> Option<String> {
+        None
+    }
+
     /// Lets all vCPUs go on.
     fn resume(&mut self) -> Result<(), MachineError>;
 
