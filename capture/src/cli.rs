@@ -37,12 +37,12 @@ const EXIT_CODES: [(u8, &str); 10] = [
     ),
     (
         1,
-        "nothing could be written; run, attach: what there is of a capture has a name that ends in .partial",
+        "nothing could be written; run, attach: standard error tells what had failed, and what there is of a capture, if it opens, has a name that ends in .partial",
     ),
     (2, "wrong arguments"),
     (
         3,
-        "a capture was written, but is less than it should be: incomplete, or without the early image",
+        "a capture was written, but is less than it should be: degraded, without the early image or pages that did not fit, or taken before the guest's kernel was found",
     ),
     (4, "convert: the core is missing or is no core"),
     (
@@ -51,7 +51,7 @@ const EXIT_CODES: [(u8, &str); 10] = [
     ),
     (
         6,
-        "run: the scheduler was never attached, or its program ended by itself; no late image",
+        "run: the scheduler was never attached, or its program ended by itself without a failure; no late image",
     ),
     (
         7,
@@ -63,7 +63,7 @@ const EXIT_CODES: [(u8, &str); 10] = [
     ),
     (
         10,
-        "run, attach: the scheduler or the guest's kernel failed, and the capture was written",
+        "run, attach: the scheduler or the guest's kernel failed, or the console had the text of --on-console, and the capture was written",
     ),
 ];
 
@@ -174,6 +174,9 @@ pub(crate) struct GuestArgs {
     /// from there. Its C library must not be older than this machine's.
     #[arg(long, value_name = "DIR", requires = "scheduler")]
     pub(crate) sysroot: Option<PathBuf>,
+    /// The bpftool that registers a BPF object in the guest, 7.2 or later. Looked for by name.
+    #[arg(long, value_name = "FILE", requires = "scheduler")]
+    pub(crate) bpftool: Option<PathBuf>,
     /// The kernel's configuration, which some schedulers read. Looked for beside the kernel.
     #[arg(long, value_name = "FILE", requires = "scheduler")]
     pub(crate) kernel_config: Option<PathBuf>,
@@ -249,8 +252,9 @@ pub(crate) struct OutputArgs {
     /// free ones, user memory, the page cache. Smaller, and fewer secrets.
     #[arg(long, value_name = "free,user,cache")]
     pub(crate) exclude: Option<Rules>,
-    /// Give up writing when the file has become larger than this, as 200M or 1G. What there is by
-    /// then is kept under a name that ends in .partial.
+    /// Give up writing when the file has become larger than this, as 200M or 1G. A file without the
+    /// early image, then without the pages that --exclude leaves out, is tried before that; else
+    /// what there is of it, if it opens, gets a name that ends in .partial.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_size: Option<u64>,
     /// Compression level, 1 (fast) to 22; 19 for archives.
@@ -276,6 +280,12 @@ impl OutputArgs {
         let Some(directory) = &self.output_dir else {
             return Ok(());
         };
+        if directory.exists() && !directory.is_dir() {
+            return Err(format!(
+                "{}: is no directory; --output-dir takes one, -o a file",
+                directory.display()
+            ));
+        }
         std::fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))
     }
 }

@@ -46,6 +46,11 @@ const FREEZE: Duration = Duration::from_secs(30);
 const DUMP: Duration = Duration::from_secs(20);
 /// Time from an exit kind to the dump that should follow at once.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long the log is looked at for why a scheduler has gone: the kernel writes that down as the
+/// last.
+const WHY: Duration = Duration::from_secs(2);
+/// Shorter runs say nothing of clocks.
+const CLOCKS: Duration = Duration::from_secs(4);
 /// What the kernel writes when it is at its end.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// Why an early image cannot be waited for.
@@ -309,6 +314,14 @@ pub(crate) struct Coordinator<'a> {
     latch: Option<LatchState>,
     /// When a scheduler was last seen without an exit kind.
     sound: Option<Instant>,
+    /// The last failure that the kernel's log had when the kernel was found: its record's number.
+    logged: Option<u64>,
+    /// When a scheduler was seen to have gone.
+    gone: Option<Instant>,
+    /// When the kernel was found, and how long it had run by its own clock.
+    uptime: Option<(Instant, Duration)>,
+    /// What is wrong with the guest's clock.
+    pub(crate) off: Option<String>,
     /// What the machine stops for.
     stops: Vec<Stop>,
     /// Room for a copy, made before the guest has to stand still for it.
@@ -361,6 +374,10 @@ impl<'a> Coordinator<'a> {
             phase: Phase::Watching,
             stored: None,
             sound: None,
+            logged: None,
+            gone: None,
+            uptime: None,
+            off: None,
             latch: None,
             stops: Vec::new(),
             early,
@@ -429,6 +446,7 @@ impl<'a> Coordinator<'a> {
             // What has failed already is waited for, which does not take long.
             let fails = self.fails();
             if let Some(fired) = if fails { None } else { self.clock() } {
+                let fired = self.unnoticed().unwrap_or(fired);
                 return self.late(machine, fired);
             }
             if let Some(fired) = self.look(machine)? {
@@ -436,7 +454,10 @@ impl<'a> Coordinator<'a> {
             }
             let over = |limit: Duration| self.started.elapsed() >= limit;
             if self.triggers.timeout.is_some_and(over) && !self.fails() {
-                return Ok((End::TimeOver, None));
+                return match self.unnoticed() {
+                    Some(fired) => self.late(machine, fired),
+                    None => Ok((End::TimeOver, None)),
+                };
             }
         }
     }
@@ -459,6 +480,7 @@ impl<'a> Coordinator<'a> {
         self.attached = None;
         self.phase = Phase::Watching;
         (self.stored, self.sound, self.latch) = (None, None, None);
+        (self.logged, self.gone, self.uptime) = (None, None, None);
         // What comes now is of another boot.
         self.another();
         self.stops = machine.stop_at(&[])?;
@@ -491,7 +513,9 @@ impl<'a> Coordinator<'a> {
         if self.triggers.end.load(Ordering::Relaxed) {
             return (End::Interrupted, None);
         }
-        let fired = fired.or_else(|| self.failing("the guest ended"));
+        let fired = fired
+            .or_else(|| self.failing("the guest ended"))
+            .or_else(|| self.unnoticed());
         let late = fired.filter(|fired| fired.is_failure() && self.found.is_some());
         let late = late.and_then(|fired| {
             let why = format!("the guest ended before it could be stopped: {how}");
@@ -509,6 +533,36 @@ impl<'a> Coordinator<'a> {
                 (ended, None)
             }
         }
+    }
+
+    /// A failure that nothing has seen, and that the kernel has written down: it may be over within
+    /// the time between two looks, and a breakpoint needs symbols.
+    fn unnoticed(&self) -> Option<Fired> {
+        if self.phase != Phase::Watching {
+            return None;
+        }
+        let (number, text) = self.eyes.logged()?;
+        if self.logged.is_some_and(|before| number <= before) {
+            return None;
+        }
+        let detail = format!("{text} (found in the kernel's log, when it was over)");
+        Some(Fired {
+            by: Some("kernel log"),
+            exit_age_at_most: self.sound.map(|at| at.elapsed()),
+            latch: self.latch,
+            ..Fired::new("scx_exit", detail)
+        })
+    }
+
+    /// Compares the guest's clock with the host's, since the kernel was found.
+    fn compare_clocks(&mut self) {
+        let Some((since, before)) = self.uptime else {
+            return;
+        };
+        let guest = self.eyes.uptime().and_then(|now| now.checked_sub(before));
+        // An attached one may have been stopped by its owner.
+        let stops = self.triggers.goes_on;
+        self.off = guest.and_then(|guest| off(guest, since.elapsed(), stops));
     }
 
     /// What has failed already, where nothing more can be waited for.
@@ -649,6 +703,9 @@ impl<'a> Coordinator<'a> {
         };
         let place = |s: &Option<Scheduler>| s.as_ref().map(|s| s.at);
         if place(&seen.scheduler) != place(&self.attached) {
+            if self.attached.is_some() {
+                self.gone = Some(looked);
+            }
             if let Some(scheduler) = &seen.scheduler {
                 (self.tell)(&format!("scheduler {}", scheduler.name));
                 self.another();
@@ -659,6 +716,11 @@ impl<'a> Coordinator<'a> {
             if self.phase == Phase::Watching {
                 self.set_stops(machine)?;
             }
+        }
+        if self.gone.is_some_and(|at| at.elapsed() < WHY)
+            && let Some(fired) = self.unnoticed()
+        {
+            return Ok(Some(fired));
         }
         if let Early::Waiting { cut, .. } = &mut self.early {
             *cut |= seen.cut;
@@ -834,6 +896,8 @@ impl<'a> Coordinator<'a> {
         match self.eyes.find(machine.memory(), self.was_reset) {
             Ok(mut found) => {
                 (self.tell)(&format!("kernel {}", found.release));
+                self.logged = self.eyes.logged().map(|(number, _)| number);
+                self.uptime = self.eyes.uptime().map(|up| (Instant::now(), up));
                 if !machine.is_live() {
                     found.no_ages = Some(NOT_LIVE.to_owned());
                 }
@@ -1071,6 +1135,7 @@ impl<'a> Coordinator<'a> {
             }
             snapshot
         };
+        self.compare_clocks();
         // The guest's last state is its timeline's last sample.
         if self.triggers.sample_every.is_some() {
             self.eyes.sample(self.started.elapsed());
@@ -1094,23 +1159,45 @@ impl<'a> Coordinator<'a> {
     /// The machine does not do what it should, or is gone. Its memory is still there.
     fn lost(&mut self, machine: &mut dyn Machine, error: &MachineError) -> (End, Option<Snapshot>) {
         self.listen(machine);
-        let why = error.to_string();
+        let died = match error.cause() {
+            Cause::Gone => machine.died(),
+            _ => None,
+        };
+        let why = died.unwrap_or_else(|| error.to_string());
         if self.found.is_none() {
             return (End::Lost(why), None);
         }
-        let fired = self
-            .failing("the machine was lost")
-            .unwrap_or_else(|| Fired {
-                exit_kind: self.eyes.failure().map(|s| s.exit_kind),
+        let fired = self.failing("the machine was lost").unwrap_or_else(|| {
+            let failure = self.eyes.failure();
+            let by_then = failure.as_ref().map_or_else(String::new, |scheduler| {
+                format!("; by then a scheduler had failed, {}", scheduler.words())
+            });
+            Fired {
+                exit_kind: failure.map(|s| s.exit_kind),
                 watchpoint_hit: self.stored.is_some(),
                 latch: self.latch,
-                ..Fired::new("lost", why.clone())
-            });
+                ..Fired::new("lost", format!("{why}{by_then}"))
+            }
+        });
         let Some(snapshot) = self.left(machine, fired, why.clone(), error.cause()) else {
             return (End::Lost(why), None);
         };
         (End::Late, Some(snapshot))
     }
+}
+
+/// Whether a guest's clock has gone at least twice as fast as the host's, or half as fast where nobody
+/// stops it; a sentence.
+fn off(guest: Duration, host: Duration, stops: bool) -> Option<String> {
+    let fast = guest > host * 2;
+    let slow = guest * 2 < host && !stops;
+    (host >= CLOCKS && (fast || slow)).then(|| {
+        format!(
+            "the guest's clock went {:.1} s while {:.1} s passed here: its times and limits are not what they seem",
+            guest.as_secs_f64(),
+            host.as_secs_f64()
+        )
+    })
 }
 
 fn nanos(duration: Duration) -> Option<u64> {

@@ -10,6 +10,8 @@
 //! | degraded | any | the early one, tagged `early-degraded`; the late one under the output's name |
 //! | any | none | the early one, tagged `early-only-late-never-fired` or `…-suppressed` |
 //!
+//! An image that does not fit by itself is written once more without the pages that no report needs.
+//!
 //! Tags are those of the report format's section 1.4.
 
 use std::io;
@@ -46,6 +48,12 @@ const REFUSED: &str =
     "the guest's machine did not do what it was asked before its vCPUs were stopped";
 /// What the highest age that was seen may lack.
 const UNSEEN: &str = "; not of all tasks: more were runnable than one look takes (2048), and an older one may be among the rest";
+/// All that a report can do without.
+const ALL: Rules = Rules {
+    free: true,
+    user: true,
+    cache: true,
+};
 /// Why two images of a run are not compared.
 const APART: &str =
     "the early image is of another scheduler, which was replaced; see the tagged file beside";
@@ -91,8 +99,8 @@ pub(crate) struct Saved {
     pub(crate) summary: Summary,
     /// It holds an image that is less than it should be.
     pub(crate) degraded: bool,
-    /// Why the early image is not in it, nor anywhere else.
-    pub(crate) dropped: Option<String>,
+    /// What it lacks of what was asked for, and why: the early image, or pages.
+    pub(crate) less: Option<String>,
 }
 
 /// What could not be written, and what there is instead.
@@ -104,7 +112,7 @@ pub(crate) struct NotSaved {
 /// Writes all that a run has left. What can be written is, whatever fails beside it.
 pub(crate) fn save(
     guest: &Guest,
-    outcome: Outcome,
+    outcome: &Outcome,
     target: &Target<'_>,
 ) -> (Vec<Saved>, Vec<NotSaved>) {
     let (mut saved, mut failed) = (Vec::new(), Vec::new());
@@ -118,38 +126,38 @@ pub(crate) fn save(
         false => skipped(&outcome.early, stalled, guest),
     };
     let mut promoted = None;
-    let early = match outcome.early {
+    let early = match &outcome.early {
         Early::Taken {
             snapshot,
             age,
             threshold,
             ..
-        } => Some((snapshot, age, threshold)),
-        Early::Promoted { age, threshold } => {
+        } => Some((snapshot.as_ref(), *age, *threshold)),
+        &Early::Promoted { age, threshold } => {
             promoted = Some((age, threshold));
             None
         }
         _ => None,
     };
-    match (early, outcome.late) {
+    match (early, &outcome.late) {
         (None, Some(late)) => keep(match promoted {
-            Some(ages) => dual(guest, &late, ages, &late, target),
-            None => single(guest, &late, target.output, target, skipped),
+            Some(ages) => dual(guest, late, ages, late, target),
+            None => single(guest, late, target.output, target, skipped),
         }),
         (Some((early, ..)), Some(late)) if outcome.apart => {
-            keep(single(guest, &late, target.output, target, skipped));
+            keep(single(guest, late, target.output, target, skipped));
             let tag = if early.is_degraded() {
                 SNAPSHOT_TAG_EARLY_DEGRADED
             } else {
                 SNAPSHOT_TAG_EARLY_ONLY_LATE_NEVER_FIRED
             };
             let path = tagged(target.output, tag);
-            keep(single(guest, &early, &path, target, None));
+            keep(single(guest, early, &path, target, None));
         }
         (Some((early, age, threshold)), Some(late))
             if !early.is_degraded() && !late.is_degraded() =>
         {
-            keep(dual(guest, &early, (age, threshold), &late, target));
+            keep(dual(guest, early, (age, threshold), late, target));
         }
         (Some((early, ..)), Some(late)) => {
             let tag = if early.is_degraded() {
@@ -157,10 +165,10 @@ pub(crate) fn save(
             } else {
                 SNAPSHOT_TAG_EARLY_PRE_LATE_DEGRADED
             };
-            keep(single(guest, &late, target.output, target, skipped));
+            keep(single(guest, late, target.output, target, skipped));
             keep(single(
                 guest,
-                &early,
+                early,
                 &tagged(target.output, tag),
                 target,
                 None,
@@ -174,7 +182,7 @@ pub(crate) fn save(
             };
             keep(single(
                 guest,
-                &early,
+                early,
                 &tagged(target.output, tag),
                 target,
                 None,
@@ -362,12 +370,35 @@ fn single(
     early_skipped: Option<String>,
 ) -> Result<Saved, NotSaved> {
     let mut spec = spec(guest, snapshot);
-    exclude(guest, &[snapshot], target, &mut spec);
     if let Some(why) = early_skipped {
         let extra = &mut spec.manifest.extra;
         extra.insert("early_skipped_reason".into(), why.into());
     }
-    write(&spec, snapshot, path, target)
+    exclude(guest, &[snapshot], target.exclude, &mut spec);
+    let (file, error) = match try_write(&spec, snapshot, path, target)? {
+        Written::Whole(saved) => return Ok(saved),
+        Written::Partly(file, error) => (file, error),
+    };
+    if !is_too_large(&error, target) || target.exclude == Some(ALL) {
+        return Err(keep_part(file, &error, path, target));
+    }
+    // What no report needs is most of a guest's memory, and what is cut off may be what all depends
+    // on.
+    let before = spec.manifest.missing.len();
+    exclude(guest, &[snapshot], Some(ALL), &mut spec);
+    if spec.manifest.missing.len() > before || spec.excluded.runs().is_empty() {
+        return Err(keep_part(file, &error, path, target));
+    }
+    drop(file);
+    let why = why_not(&error, target);
+    let saved = write(&spec, snapshot, path, target)?;
+    let less = format!(
+        "pages that no report needs (free, of processes, cached files) are left out, since the file with them {why}"
+    );
+    Ok(Saved {
+        less: Some(less),
+        ..saved
+    })
 }
 
 fn dual(
@@ -378,7 +409,7 @@ fn dual(
     target: &Target<'_>,
 ) -> Result<Saved, NotSaved> {
     let mut spec = spec(guest, late);
-    exclude(guest, &[late, early], target, &mut spec);
+    exclude(guest, &[late, early], target.exclude, &mut spec);
     let before = late.taken.saturating_duration_since(early.taken);
     let mut trigger = trigger(early);
     if std::ptr::eq(early, late) {
@@ -423,8 +454,13 @@ fn dual(
     let skipped = format!("early capture failed: {why}");
     let saved = single(guest, late, target.output, target, Some(skipped))?;
     // The same image twice loses nothing.
-    let dropped = (!std::ptr::eq(early, late)).then_some(why);
-    Ok(Saved { dropped, ..saved })
+    let dropped = (!std::ptr::eq(early, late)).then(|| format!("the early image was {why}"));
+    let less = [dropped, saved.less.clone()];
+    let less: Vec<String> = less.into_iter().flatten().collect();
+    Ok(Saved {
+        less: (!less.is_empty()).then(|| less.join("; ")),
+        ..saved
+    })
 }
 
 /// Whether a smaller file may be possible.
@@ -441,8 +477,8 @@ fn is_too_large(error: &WriteError, target: &Target<'_>) -> bool {
 
 /// Leaves pages out that all of the images can do without. Without a kernel to ask, or with one
 /// that is not understood, nothing is left out, and the manifest says so.
-fn exclude(guest: &Guest, images: &[&Snapshot], target: &Target<'_>, spec: &mut CaptureSpec<'_>) {
-    let Some(rules) = target.exclude else {
+fn exclude(guest: &Guest, images: &[&Snapshot], rules: Option<Rules>, spec: &mut CaptureSpec<'_>) {
+    let Some(rules) = rules else {
         return;
     };
     let plans = images.iter().map(|image| {
@@ -535,7 +571,7 @@ fn try_write(
         path: path.to_owned(),
         summary,
         degraded: snapshot.is_degraded(),
-        dropped: None,
+        less: None,
     }))
 }
 
@@ -553,14 +589,38 @@ fn why_not(error: &WriteError, target: &Target<'_>) -> String {
     }
 }
 
-/// Keeps what there is of a file.
+/// Keeps what there is of a file, if `analyze` can open that, and says what it is good for: the
+/// guest's kernel may be in what was not written.
 fn keep_part(file: AtomicFile, error: &WriteError, path: &Path, target: &Target<'_>) -> NotSaved {
     let (path, why) = (path.display(), why_not(error, target));
-    let sentence = match file.keep_partial() {
-        Ok(partial) => format!(
-            "{path}: {why}; what there is of it, which `analyze` reads, is in {}",
-            partial.display()
-        ),
+    let opened = Image::open(file.temporary_path()).map_err(|e| e.to_string());
+    if let Err(cannot) = opened {
+        let sentence = format!(
+            "{path}: {why}; nothing was kept, for what there is of it does not open ({cannot})"
+        );
+        return NotSaved { sentence };
+    }
+    let kept = file.keep_partial().and_then(|partial| {
+        let bytes = std::fs::metadata(&partial)?.len();
+        Ok((partial, bytes))
+    });
+    let sentence = match kept {
+        Ok((partial, bytes)) => {
+            let found = Image::open(&partial)
+                .map_err(|e| e.to_string())
+                .and_then(|image| Kernel::find(image, &Overrides::default()));
+            let use_ = match found {
+                Ok(_) => "`analyze --best-effort` makes a report of what there is".to_owned(),
+                Err(why) => {
+                    format!("`analyze info` opens it, but no report can be made of it: {why}")
+                }
+            };
+            let kb = bytes >> 10;
+            format!(
+                "{path}: {why}; its first {kb} KiB are in {}; {use_}",
+                partial.display()
+            )
+        }
         Err(kept) => format!("{path}: {why}; nothing was kept ({kept})"),
     };
     NotSaved { sentence }
@@ -671,7 +731,7 @@ mod tests {
             vcpus: 2,
             ..Guest::default()
         };
-        let (saved, failed) = save(&guest, outcome, &target);
+        let (saved, failed) = save(&guest, &outcome, &target);
         let names = std::fs::read_dir(dir).unwrap();
         let names = names.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
         let mut names: Vec<String> = names.collect();
@@ -705,7 +765,10 @@ mod tests {
         assert!(failed.is_empty(), "{failed:?}");
         assert_eq!(names, ["x.core.zst"], "and no part of both");
         let why = "not kept, since a file with both became larger than 6 MiB (--max-size)";
-        assert_eq!(done[0].dropped.as_deref(), Some(why));
+        assert_eq!(
+            done[0].less.as_deref(),
+            Some(format!("the early image was {why}").as_str())
+        );
         let image = Image::open(&done[0].path).unwrap();
         assert!(!image.early);
         let manifest = image.manifest.unwrap();
@@ -723,7 +786,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (done, _, names) = saved(dir.path(), both(), Some(9 << 20), &writing);
         assert_eq!(names, ["x.core.zst"]);
-        assert!(done[0].dropped.is_none());
+        assert!(done[0].less.is_none());
         assert!(Image::open(&done[0].path).unwrap().early);
 
         // A second signal is no reason to begin anew.

@@ -1,10 +1,10 @@
 //! `capture run` and `capture attach`, from their arguments to their exit codes.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
@@ -16,10 +16,10 @@ use signal_hook::flag;
 
 use crate::cli::{AttachArgs, Failure, GuestArgs, InitrdArgs, OutputArgs, RunArgs, WhenArgs};
 use crate::convert::progress_bar;
-use crate::coordinator::{Coordinator, Echo, End, Fired, Outcome, Triggers};
+use crate::coordinator::{Coordinator, Early, Echo, End, Fired, Outcome, Snapshot, Triggers};
 use crate::guest::{self, KernelFile, Wanted};
 use crate::machine::choose::{self, Choice};
-use crate::machine::{Config, Machine, Nameless};
+use crate::machine::{self, Config, Machine, Nameless};
 use crate::save::{self, Guest, Saved, Target};
 use crate::signals::{Signals, Writing};
 use crate::watch::{Live, SAMPLE_EVERY};
@@ -43,7 +43,7 @@ const FAILED: u8 = 10;
 
 /// What the kernel is always told: where its console is, to stand still after a panic, and not to
 /// doubt its clocks: on a busy host an emulated one comes late, and the kernel gives up.
-const APPEND: &str = "console=ttyS0 panic=0 tsc=reliable no_timer_check";
+pub(crate) const APPEND: &str = "console=ttyS0 panic=0 tsc=reliable no_timer_check";
 /// Lines of the console that are shown when a scheduler did not run.
 const SHOWN: usize = 15;
 
@@ -69,8 +69,13 @@ impl<'a> Output<'a> {
         may_write(&path, inputs, args.force).map_err(failure(OUTPUT))?;
         let output = Self { path, args };
         // Before a guest runs for minutes for it.
-        save::check(&output.path, output.existing(), early)
-            .map_err(|e| failure(OUTPUT)(e.to_string()))?;
+        save::check(&output.path, output.existing(), early).map_err(|e| {
+            let force = match e.kind() {
+                io::ErrorKind::AlreadyExists => ", or let it be replaced with --force",
+                _ => "",
+            };
+            failure(OUTPUT)(format!("{e}{force}"))
+        })?;
         Ok(output)
     }
 
@@ -102,6 +107,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         );
         return Err(failure(USAGE)(sentence));
     }
+    guest::check_words(&args.guest).map_err(failure(USAGE))?;
+    machine::check_memory(args.memory).map_err(failure(LOST))?;
     let output = Output::new(&args.to, &name_of(args), &inputs, args.when.dual)?;
     let (mut triggers, signals) = triggers(&args.when)?;
     triggers.console.clone_from(&args.console);
@@ -134,6 +141,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let started = choose::start(&choice, &config, &triggers.end);
     let mut machine = started.map_err(|e| failure(LOST)(e.to_string()))?;
+    let no_config = kernel.config.is_none();
     // In the guest's memory by now.
     drop((kernel, packed));
     let echo = args.show_console.then(|| {
@@ -141,13 +149,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
             let _ = io::stderr().write_all(bytes);
         }) as Box<dyn Fn(&[u8])>
     });
+    let own = Inside {
+        probe: args.guest.probe,
+        own_init: args.initrd.is_none(),
+        no_config,
+    };
+    let signals = (triggers, signals);
     follow(
         machine.as_mut(),
-        (triggers, signals),
+        signals,
         "capture run",
         &output,
         echo,
-        (args.guest.probe, args.initrd.is_none()),
+        &own,
     )
 }
 
@@ -158,6 +172,7 @@ fn kernel(args: &GuestArgs) -> Result<KernelFile, Failure> {
 
 /// Writes an initramfs.
 pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
+    guest::check_words(&args.guest).map_err(failure(USAGE))?;
     may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
     let kernel = kernel(&args.guest)?;
     let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
@@ -179,14 +194,36 @@ pub(crate) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     triggers.at_once = args.now;
     let mut machine = choose::attach(&args.qmp)
         .map_err(|e| failure(LOST)(format!("{}: {e}", args.qmp.display())))?;
+    let inside = Inside {
+        probe: true,
+        own_init: false,
+        no_config: false,
+    };
+    let signals = (triggers, signals);
     follow(
         machine.as_mut(),
-        (triggers, signals),
+        signals,
         "capture attach",
         &output,
         None,
-        (true, false),
+        &inside,
     )
+}
+
+/// What is known of the inside of a guest.
+struct Inside {
+    /// The probe may be there.
+    probe: bool,
+    /// Its first process is ours.
+    own_init: bool,
+    /// We have looked for its kernel's configuration, and there was none.
+    no_config: bool,
+}
+
+/// A line for whoever watches, or reads the log of a CI job.
+fn say(line: &str) {
+    // Without a reader the run is worth as much.
+    let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
 }
 
 /// Follows a guest to its end, and writes what there is.
@@ -196,17 +233,11 @@ fn follow(
     tool: &'static str,
     output: &Output<'_>,
     echo: Echo<'_>,
-    (probe, own_init): (bool, bool),
+    inside: &Inside,
 ) -> Result<u8, Failure> {
-    let watching = io::stderr().is_terminal();
-    let tell = Box::new(move |line: &str| {
-        if watching {
-            let _ = writeln!(io::stderr(), "capture: {}", Escaped(line));
-        }
-    });
-    let mut eyes = Live::new(probe);
+    let mut eyes = Live::new(inside.probe);
     let timeout = triggers.timeout;
-    let mut coordinator = Coordinator::new(triggers, &mut eyes, tell, echo);
+    let mut coordinator = Coordinator::new(triggers, &mut eyes, Box::new(say), echo);
     let outcome = coordinator.follow(machine);
     let writing = signals.writing();
     // What is to be written is ours by now; nothing of the guest has to run, or to stand, for it.
@@ -215,15 +246,20 @@ fn follow(
         Ok(found) => (Some(found.clone()), String::new()),
         Err(why) => (None, why.to_owned()),
     };
+    let (kind, mut detail) = machine.describe();
+    if let Some(off) = &coordinator.off {
+        say(off);
+        detail = format!("{detail}; {off}");
+    }
     let guest = Guest {
-        machine: machine.describe(),
+        machine: (kind, detail),
         tool,
         vcpus: machine.vcpus(),
         kernel,
         why_not,
         console: coordinator.console_tail().to_vec(),
         suppressed: coordinator.suppressed,
-        own_init,
+        own_init: inside.own_init,
         notes: Vec::new(),
     };
     drop(coordinator);
@@ -231,7 +267,13 @@ fn follow(
         notes: eyes.timeline().into_iter().collect(),
         ..guest
     };
-    finish(output, &guest, outcome, timeout, &writing)
+    finish(
+        output,
+        &guest,
+        outcome,
+        (timeout, inside.no_config),
+        &writing,
+    )
 }
 
 fn triggers(args: &WhenArgs) -> Result<(Triggers, Signals), Failure> {
@@ -262,6 +304,7 @@ fn initramfs(args: &GuestArgs, kernel: &KernelFile) -> Result<Vec<u8>, String> {
         workloads: &args.workload,
         files: &args.files,
         root: args.sysroot.as_deref(),
+        bpftool: args.bpftool.as_deref(),
         probe: args.probe,
         modules: &args.modules,
         kernel,
@@ -274,7 +317,7 @@ fn finish(
     output: &Output<'_>,
     guest: &Guest,
     outcome: Outcome,
-    timeout: Option<Duration>,
+    (timeout, no_config): (Option<Duration>, bool),
     writing: &Writing,
 ) -> Result<u8, Failure> {
     let bar = progress_bar();
@@ -291,24 +334,38 @@ fn finish(
         show: &show,
         writing,
     };
-    let end = outcome.end.clone();
+    // Whatever comes of the files, it is known by then what happened.
+    if let Some(late) = &outcome.late {
+        say(&what_happened(late));
+    }
     let fired = outcome.late.as_ref().map(|late| late.fired.clone());
-    let (saved, failed) = save::save(guest, outcome, &target);
+    let (saved, failed) = save::save(guest, &outcome, &target);
     bar.finish_and_clear();
     tell_saved(&saved, fired.as_ref());
     if !failed.is_empty() {
+        if saved.is_empty() {
+            let early = match &outcome.early {
+                Early::Taken { snapshot, .. } => Some(snapshot.as_ref()),
+                _ => None,
+            };
+            let shown = outcome.late.as_ref().or(early);
+            for line in shown
+                .iter()
+                .flat_map(|image| unsaved_headline(guest, image))
+            {
+                say(&line);
+            }
+        }
         let sentences: Vec<String> = failed.into_iter().map(|f| f.sentence).collect();
         let code = if saved.is_empty() { OUTPUT } else { INCOMPLETE };
         return Err(failure(code)(sentences.join("; ")));
     }
-    if let Some((file, why)) = saved
+    if let Some((file, less)) = saved
         .iter()
-        .find_map(|file| Some((file, file.dropped.as_ref()?)))
+        .find_map(|file| Some((file, file.less.as_ref()?)))
     {
         let path = file.path.display();
-        return Err(failure(INCOMPLETE)(format!(
-            "{path}: the early image was {why}"
-        )));
+        return Err(failure(INCOMPLETE)(format!("{path}: {less}")));
     }
     let also = match saved.first() {
         Some(file) if fired.is_none() => {
@@ -316,13 +373,28 @@ fn finish(
         }
         _ => "; no capture".into(),
     };
-    match end {
-        End::Late if saved.iter().any(|file| file.degraded) => Ok(INCOMPLETE),
-        End::Late => Ok(if fired.is_none_or(|fired| fired.is_failure()) {
-            FAILED
-        } else {
-            0
-        }),
+    match outcome.end {
+        End::Late if saved.iter().any(|file| file.degraded) => {
+            let images = outcome.late.iter();
+            let faults = images.flat_map(|image| image.frozen.faults.clone());
+            let mut faults: Vec<String> = faults.collect();
+            if let Early::Taken { snapshot, .. } = &outcome.early {
+                let early = snapshot.frozen.faults.iter();
+                faults.extend(early.map(|why| format!("the early image: {why}")));
+            }
+            Err(failure(INCOMPLETE)(format!(
+                "degraded: {}{}",
+                faults.join("; "),
+                no_kernel(guest)
+            )))
+        }
+        End::Late if fired.is_none_or(|fired| fired.is_failure()) => Ok(FAILED),
+        // Whoever asked for it wanted a guest that runs.
+        End::Late if guest.kernel.is_none() => Err(failure(INCOMPLETE)(format!(
+            "the capture was taken before the guest's kernel was found: {}",
+            guest.why_not
+        ))),
+        End::Late => Ok(0),
         End::Ended {
             how,
             said,
@@ -330,7 +402,8 @@ fn finish(
         } => {
             let said = said.unwrap_or_default();
             if let Some(codes) = said.strip_prefix(guest::init::DONE) {
-                if codes.split(", ").all(|code| code == "code 0") {
+                if codes.split(", ").all(|code| code == guest::init::OK) {
+                    say(&format!("nothing failed{also}"));
                     return Ok(0);
                 }
                 return Err(failure(WORKLOAD)(format!(
@@ -340,14 +413,22 @@ fn finish(
             }
             // Someone else's guest, or init, that was shut down in order.
             if said == "scheduler detached" || (!guest.own_init && powered_off) {
+                let how = if said.is_empty() { &how } else { &said };
+                say(&format!("nothing failed ({how}){also}"));
                 return Ok(0);
             }
             let last = match said.as_str() {
                 "" => String::new(),
                 said => format!("; its init said last: {said}"),
             };
+            let config = match said.contains("before it was attached") && no_config {
+                true => {
+                    "; the kernel's configuration, which some schedulers ask for, was not found beside the kernel: --kernel-config FILE names it"
+                }
+                false => "",
+            };
             Err(failure(NO_SCHEDULER)(format!(
-                "the guest ended by itself, {how}{last}{also}{}",
+                "the guest ended by itself, {how}{last}{config}{also}{}",
                 console_end(&guest.console)
             )))
         }
@@ -360,10 +441,16 @@ fn finish(
             "ended by a signal{also}{}",
             no_kernel(guest)
         ))),
-        End::Lost(why) => Err(failure(LOST)(format!(
-            "{why}{also}{}",
-            console_end(&guest.console)
-        ))),
+        End::Lost(why) => {
+            let other = match guest.machine.0 {
+                "kvm" => "; --backend auto takes QEMU where this host's KVM does not do",
+                _ => "",
+            };
+            Err(failure(LOST)(format!(
+                "{why}{other}{also}{}",
+                console_end(&guest.console)
+            )))
+        }
     }
 }
 
@@ -379,31 +466,57 @@ fn no_kernel(guest: &Guest) -> String {
 fn tell_saved(saved: &[Saved], fired: Option<&Fired>) {
     let mut out = io::stdout().lock();
     for (index, file) in saved.iter().enumerate() {
-        let why = fired.filter(|_| index == 0).map(|fired| {
-            let detail = Escaped(&fired.detail);
-            format!("{} ({detail}), ", fired.kind)
-        });
+        let why = match fired.filter(|_| index == 0) {
+            Some(fired) => format!("{} ({}), ", fired.kind, Escaped(&fired.detail)),
+            None => "the early image, ".into(),
+        };
         // Whoever closed standard output still gets the exit code.
         let _ = writeln!(
             out,
             "{}: {}{} MiB",
             file.path.display(),
-            why.unwrap_or_default(),
+            why,
             file.summary.file_bytes >> 20
         );
     }
     for line in saved
         .first()
         .into_iter()
-        .flat_map(|file| headline(&file.path))
+        .flat_map(|file| headline(Image::open(&file.path).map_err(|e| e.to_string())))
     {
         let _ = writeln!(out, "  {}", Escaped(&line));
     }
 }
 
+/// Why a late image was taken, and when.
+fn what_happened(late: &Snapshot) -> String {
+    let fired = &late.fired;
+    let taken = late.timings.taken_unix_ns.map(Duration::from_nanos);
+    let taken = taken.and_then(|since| UNIX_EPOCH.checked_add(since));
+    let at = taken.map(|at| format!(", {}", humantime::format_rfc3339_seconds(at)));
+    let since = late.timings.guest_uptime_ns.map(Duration::from_nanos);
+    let since = since.map(|since| format!(", {} s after the start", since.as_secs()));
+    format!(
+        "{}: {}{}{}",
+        fired.kind,
+        fired.detail,
+        at.unwrap_or_default(),
+        since.unwrap_or_default()
+    )
+}
+
+/// What an image says that no file holds.
+fn unsaved_headline(guest: &Guest, snapshot: &Snapshot) -> Vec<String> {
+    let Some(found) = &guest.kernel else {
+        return Vec::new();
+    };
+    let memory = snapshot.memory.physical().map_err(|e| e.to_string());
+    headline(memory.map(|memory| Image::live(memory, found.vmcoreinfo.clone())))
+}
+
 /// The last lines of the console, as the end of a message.
 fn console_end(console: &[u8]) -> String {
-    let text = String::from_utf8_lossy(console);
+    let text = without_colours(&String::from_utf8_lossy(console));
     let lines: Vec<&str> = text
         .lines()
         .filter(|line| !line.trim().is_empty())
@@ -416,10 +529,25 @@ fn console_end(console: &[u8]) -> String {
     format!("; the console ended with\n{}", shown.join("\n"))
 }
 
-/// What the new capture says, in a few lines.
-fn headline(path: &Path) -> Vec<String> {
-    let report = Image::open(path)
-        .map_err(|e| e.to_string())
+/// A terminal's control sequences (`ESC [ … letter`) and carriage returns would be shown as they
+/// are.
+fn without_colours(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, sequence)) = rest.split_once("\x1b[") {
+        out.push_str(before);
+        let end = sequence.find(|c: char| ('@'..='~').contains(&c));
+        rest = end
+            .and_then(|end| sequence.get(end + 1..))
+            .unwrap_or_default();
+    }
+    out.push_str(rest);
+    out.replace('\r', "")
+}
+
+/// What an image says, in a few lines.
+fn headline(image: Result<Image, String>) -> Vec<String> {
+    let report = image
         .and_then(|image| Kernel::find(image, &Overrides::default()))
         .map(|kernel| analysis::analyze(&kernel, &Options::default()));
     match report {

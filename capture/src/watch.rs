@@ -16,9 +16,10 @@ use scx_postmortem_analyze::object::Object;
 use scx_postmortem_analyze::probe::Latch;
 pub(crate) use scx_postmortem_analyze::probe::LatchState;
 use scx_postmortem_analyze::source::Image;
-use scx_postmortem_analyze::walk::{Limits, Remarks, clock, sched};
+use scx_postmortem_analyze::walk::{Limits, Remarks, clock, printk, sched};
 
 use scx_postmortem_format::capture::{Note, Timeline};
+use scx_postmortem_format::report::LogRecord;
 
 use crate::machine::{GuestMemory, Touched};
 
@@ -46,6 +47,13 @@ pub(crate) trait Eyes {
     /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
     /// still.
     fn failure(&self) -> Option<Scheduler>;
+
+    /// The last failure of a scheduler that the kernel's log tells of: the record's number, and what
+    /// it says.
+    fn logged(&self) -> Option<(u64, String)>;
+
+    /// How long the guest has run by its own clock.
+    fn uptime(&self) -> Option<Duration>;
 
     /// Takes a sample for the timeline, so long after the start.
     fn sample(&mut self, at: Duration);
@@ -204,6 +212,21 @@ impl Eyes for Live {
         all.find(|scheduler| scheduler.failed)
     }
 
+    fn logged(&self) -> Option<(u64, String)> {
+        let known = self.known.as_ref()?;
+        let mut remarks = Remarks::default();
+        let records = printk::read(&known.kernel, &Limits::default(), &mut remarks);
+        let failure = records.into_iter().rev().find(is_failure)?;
+        Some((failure.seq, failure.text.trim().to_owned()))
+    }
+
+    fn uptime(&self) -> Option<Duration> {
+        let known = self.known.as_ref()?;
+        clock::uptime_ns(&known.kernel)
+            .ok()
+            .map(Duration::from_nanos)
+    }
+
     fn sample(&mut self, at: Duration) {
         if let (Some(known), Some(sampler), Some(timeline)) =
             (&self.known, &mut self.sampler, &mut self.timeline)
@@ -217,6 +240,17 @@ impl Eyes for Live {
         let at = self.known.as_ref()?.kernel.read_ptr(Kva(rsp)).ok()?;
         (!at.is_null()).then_some(at.0)
     }
+}
+
+/// Whether a record is the end of a scheduler by an error, as `scx_disable_workfn()` has it
+/// (kernel/sched/ext.c): `sched_ext: BPF scheduler "NAME" disabled (REASON)`, an error only when it
+/// was one.
+fn is_failure(record: &LogRecord) -> bool {
+    const ERR: u8 = 3;
+    record.facility == 0
+        && record.level <= ERR
+        && record.text.starts_with("sched_ext: ")
+        && record.text.contains(" disabled (")
 }
 
 impl Live {
@@ -358,5 +392,28 @@ impl Known {
         let age = now.saturating_sub(checked);
         let tells = checked != 0 && (late..=MAX_AGE).contains(&age);
         Ok((if tells { age } else { 0 }, timeout / 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_by_an_error_is_told_from_one_in_order() {
+        let says = |level, facility, text: &str| {
+            is_failure(&LogRecord {
+                level,
+                facility,
+                text: text.into(),
+                ..LogRecord::default()
+            })
+        };
+        let failed = "sched_ext: BPF scheduler \"foo\" disabled (runnable task stall)";
+        let gone = "sched_ext: BPF scheduler \"foo\" disabled (unregistered from user space)";
+        assert!(says(3, 0, failed));
+        assert!(!says(6, 0, gone));
+        assert!(!says(3, 1, failed), "written by a program");
+        assert!(!says(3, 0, "sched_ext: foo: bar[1] failed to run for 30s"));
     }
 }

@@ -130,6 +130,7 @@ struct Fake {
     stands: bool,
     live: bool,
     stood: bool,
+    died: Option<&'static str>,
 }
 
 struct FakeEyes {
@@ -138,6 +139,9 @@ struct FakeEyes {
     failure: Option<Scheduler>,
     back: Option<u64>,
     ages: Option<(u64, u64)>,
+    /// The last failure in the kernel's log at each time that it is asked for; the last stays.
+    log: std::cell::RefCell<VecDeque<Option<(u64, String)>>>,
+    uptimes: std::cell::RefCell<VecDeque<Duration>>,
     /// Whether each search was to be for a kernel that ticks.
     asked: Vec<bool>,
     samples: u32,
@@ -162,6 +166,19 @@ impl Eyes for FakeEyes {
 
     fn failure(&self) -> Option<Scheduler> {
         self.failure.clone()
+    }
+
+    fn logged(&self) -> Option<(u64, String)> {
+        let mut log = self.log.borrow_mut();
+        match log.len() {
+            0 => None,
+            1 => log[0].clone(),
+            _ => log.pop_front().unwrap(),
+        }
+    }
+
+    fn uptime(&self) -> Option<Duration> {
+        self.uptimes.borrow_mut().pop_front()
     }
 
     fn sample(&mut self, _: Duration) {
@@ -245,6 +262,10 @@ impl Machine for Fake {
         Ok(())
     }
 
+    fn died(&mut self) -> Option<String> {
+        self.died.map(str::to_owned)
+    }
+
     fn leave(&mut self) {}
 
     fn console(&mut self) -> Vec<u8> {
@@ -290,6 +311,7 @@ fn rig(script: Vec<Turn>) -> Rig {
         stands: false,
         live: true,
         stood: true,
+        died: None,
     };
     let eyes = FakeEyes {
         seen,
@@ -302,6 +324,8 @@ fn rig(script: Vec<Turn>) -> Rig {
         failure: Some(scheduler(1026)),
         back: Some(BACK),
         ages: None,
+        log: VecDeque::new().into(),
+        uptimes: VecDeque::new().into(),
         asked: Vec::new(),
         samples: 0,
     };
@@ -738,11 +762,17 @@ fn a_vcpu_that_does_not_stop_makes_a_degraded_image() {
 fn a_lost_machine_leaves_its_memory() {
     let mut rig = rig(vec![nothing(with(0))]);
     rig.machine.script.push_back(Turn {
-        event: Err(MachineError::Gone("QEMU ended (signal: 9)".into())),
+        event: Err(MachineError::Gone("QEMU went away".into())),
         ..turn(None, None)
     });
+    rig.machine.died = Some("QEMU died (signal: 9 (SIGKILL))");
     let late = rig.late();
     assert_eq!(late.fired.kind, "lost");
+    assert_eq!(
+        late.fired.detail,
+        "QEMU died (signal: 9 (SIGKILL)); by then a scheduler had failed, foo: kind 1026"
+    );
+    assert_eq!(late.frozen.faults, ["QEMU died (signal: 9 (SIGKILL))"]);
     assert!(late.is_degraded() && late.frozen.vcpus.is_empty());
     assert_eq!(late.frozen.cause, Cause::Gone);
     let mut page = [0; 4];
@@ -1297,4 +1327,74 @@ fn a_copy_that_someone_resumed_the_guest_under_is_degraded() {
         panic!("no early image");
     };
     assert!(snapshot.is_degraded());
+}
+
+/// What the kernel's log says of a failure, at each time that it is asked for.
+fn logs(rig: &mut Rig, numbers: &[Option<u64>]) {
+    let text = r#"sched_ext: BPF scheduler "foo" disabled (runtime error)"#;
+    let log = numbers.iter().map(|n| n.map(|n| (n, text.to_owned())));
+    *rig.eyes.log.borrow_mut() = log.collect();
+}
+
+#[test]
+fn a_failure_between_two_looks_is_found_in_the_log() {
+    // The scheduler is gone, and the log does not say why at once.
+    let gone = || nothing(Seen::default());
+    let mut rig = rig(vec![nothing(with(0)), nothing(with(0)), gone(), gone()]);
+    rig.triggers.moment = Moment::Poll;
+    logs(&mut rig, &[Some(7), Some(7), Some(9)]);
+    let late = rig.late();
+    assert_eq!(
+        (late.fired.kind, late.fired.by),
+        ("scx_exit", Some("kernel log"))
+    );
+    assert!(late.fired.detail.contains("disabled (runtime error)"));
+    assert!(late.fired.is_failure() && !late.is_degraded());
+
+    // Of before we came.
+    let mut old = self::rig(vec![nothing(with(0)), nothing(with(0)), gone(), ended()]);
+    logs(&mut old, &[Some(7)]);
+    assert!(old.run().0.late.is_none());
+}
+
+#[test]
+fn a_failure_that_nobody_saw_is_no_end_without_one() {
+    let played = |last: Turn| {
+        let mut rig = rig(vec![nothing(Seen::default()), last]);
+        rig.triggers.moment = Moment::Poll;
+        logs(&mut rig, &[None, Some(3)]);
+        rig
+    };
+    // The guest has ended: what there is of it is kept.
+    let mut rig = played(ended());
+    let late = rig.late();
+    assert_eq!(late.fired.by, Some("kernel log"));
+    assert_eq!(late.frozen.cause, Cause::Ended);
+    // The time is over, and a capture was only asked for.
+    let mut rig = played(nothing(Seen::default()));
+    rig.triggers.timeout = Some(Duration::ZERO);
+    rig.machine.script.pop_front();
+    let late = rig.late();
+    assert_eq!(late.fired.kind, "scx_exit");
+    let mut rig = played(nothing(Seen::default()));
+    rig.machine.script.pop_front();
+    rig.triggers.timeout = Some(Duration::from_secs(600));
+    rig.machine.script.push_front(nothing(Seen::default()));
+    let now = rig.triggers.now.clone();
+    rig.machine.script[1].then = Some(Box::new(move || now.store(true, Ordering::Relaxed)));
+    let late = rig.late();
+    assert_eq!(late.fired.kind, "scx_exit", "not only a signal");
+}
+
+#[test]
+fn a_clock_that_runs_off_is_told_of() {
+    let seconds = Duration::from_secs;
+    let off = |guest, host, stops| off(seconds(guest), seconds(host), stops);
+    let why = off(300, 20, false).unwrap();
+    assert!(why.contains("300.0 s while 20.0 s"), "{why}");
+    assert!(off(300, 20, true).is_some() && off(4, 20, false).is_some());
+    assert_eq!(off(4, 20, true), None, "its owner may have stopped it");
+    assert_eq!(off(39, 20, false), None);
+    assert_eq!(off(11, 20, false), None);
+    assert_eq!(off(9, 1, false), None, "too short to tell");
 }

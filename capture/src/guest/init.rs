@@ -19,6 +19,8 @@ use super::{PLAN, Plan, probe};
 
 /// How init's last word begins when all workloads have ended.
 pub(crate) const DONE: &str = "workloads ended: ";
+/// How a workload has ended that did not fail.
+pub(crate) const OK: &str = "code 0";
 /// How long a scheduler may take to attach: under software emulation the verifier needs minutes.
 const ATTACH: Duration = Duration::from_secs(900);
 /// How long it may take to end when asked to.
@@ -162,7 +164,7 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
     while state() != "enabled" {
         reap(&mut watched);
         let ended = watched.first().and_then(|s| s.ended.clone());
-        if let Some(how) = ended.filter(|how| !(plan.pinned && how == "code 0")) {
+        if let Some(how) = ended.filter(|how| !(plan.pinned && how == OK)) {
             return Ok(format!("scheduler {how} before it was attached"));
         }
         if since.elapsed() > ATTACH {
@@ -187,6 +189,10 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
         for ((running, told), words) in watched.iter().zip(&mut told).zip(commands) {
             if let Some(how) = running.ended.as_ref().filter(|_| !*told) {
                 *told = true;
+                if plan.pinned && words == &plan.scheduler && how == OK {
+                    // It has registered the scheduler, which stays.
+                    continue;
+                }
                 host.say(&format!("{} ended with {how}", words.join(" ")));
             }
         }
@@ -197,7 +203,14 @@ fn follow(plan: &Plan, host: &mut Host) -> Result<String, String> {
             _ => {}
         }
         if !workloads.is_empty() && workloads.iter().all(|w| w.ended.is_some()) {
-            let how: Vec<&str> = workloads.iter().flat_map(|w| w.ended.as_deref()).collect();
+            let how = workloads.iter().zip(&plan.workloads).map(|(w, words)| {
+                let how = w.ended.as_deref().unwrap_or_default();
+                match how {
+                    OK => how.to_owned(),
+                    how => format!("{how} ({})", words.join(" ")),
+                }
+            });
+            let how: Vec<String> = how.collect();
             let how = how.join(", ");
             if !plan.pinned {
                 end(&mut watched);

@@ -53,6 +53,7 @@ pub(super) fn needed(
         search.extend(DEFAULT.map(PathBuf::from));
     }
 
+    let mut wants = Vec::new();
     let mut queue = vec![program.to_owned()];
     while let Some(object) = queue.pop() {
         if found.len() > MAX_LIBRARIES {
@@ -86,6 +87,7 @@ pub(super) fn needed(
             let here = root.map_or_else(|| loader.to_owned(), |root| below(root, loader));
             found.insert(guest, here);
         }
+        wants.extend(versions_needed(&elf).map(|(file, version)| (object.clone(), file, version)));
         let home = object.parent().unwrap_or(Path::new("/"));
         let paths = if elf.runpaths.is_empty() {
             &elf.rpaths
@@ -106,8 +108,15 @@ pub(super) fn needed(
                 .chain(&search)
                 .map(|directory| directory.join(name));
             let Some(place) = places.into_iter().find(|place| fits(place)) else {
+                let place = match root {
+                    None => "none of the loader's directories; set LD_LIBRARY_PATH".to_owned(),
+                    Some(root) => format!(
+                        "none of the library directories of {}; add its package to that tree",
+                        root.display()
+                    ),
+                };
                 return Err(cannot(&format!(
-                    "needs the library {name}, which is in none of the loader's directories; set LD_LIBRARY_PATH"
+                    "needs the library {name}, which is in {place}"
                 )));
             };
             // Every loader looks there without a configuration: `/lib64` is the same in the guest.
@@ -117,7 +126,72 @@ pub(super) fn needed(
             }
         }
     }
+    check_versions(program, wants, &found)?;
     Ok(found)
+}
+
+/// The versions of symbols that an object asks of its libraries: the library's name, the version.
+fn versions_needed(elf: &Elf<'_>) -> impl Iterator<Item = (String, String)> {
+    /// `VER_FLG_WEAK`: it runs without, too.
+    const WEAK: u16 = 2;
+    let name = |at| elf.dynstrtab.get_at(at).unwrap_or_default().to_owned();
+    let files = elf.verneed.iter().flatten();
+    let all = files.flat_map(move |file| {
+        let library = name(file.vn_file);
+        let versions = file.iter().filter(|version| version.vna_flags & WEAK == 0);
+        let versions = versions.map(|version| (library.clone(), name(version.vna_name)));
+        versions.collect::<Vec<_>>()
+    });
+    all.collect::<Vec<_>>().into_iter()
+}
+
+/// The versions of symbols that a library has, in its own order.
+fn versions_had(path: &Path) -> Vec<String> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let Ok(elf) = Elf::parse(&bytes) else {
+        return Vec::new();
+    };
+    let definitions = elf.verdef.iter().flatten();
+    let names = definitions.filter_map(|one| one.iter().next().map(|first| first.vda_name));
+    let names = names.filter_map(|at| elf.dynstrtab.get_at(at));
+    names.map(str::to_owned).collect()
+}
+
+/// Whether each library has what is asked of it: the guest's loader would refuse the program else,
+/// and nobody could tell why the guest does nothing.
+fn check_versions(
+    program: &Path,
+    wants: Vec<(PathBuf, String, String)>,
+    found: &BTreeMap<String, PathBuf>,
+) -> Result<(), String> {
+    let mut known: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
+    for (object, library, version) in wants {
+        let Some(place) = found.get(&format!("/lib/{library}")) else {
+            continue;
+        };
+        let had = known.entry(place).or_insert_with(|| versions_had(place));
+        // One without any is as good as the loader takes it for.
+        if had.is_empty() || had.contains(&version) {
+            continue;
+        }
+        let (family, _) = version.split_once('_').unwrap_or((&version, ""));
+        let number = |v: &String| {
+            let rest = v.strip_prefix(family).and_then(|v| v.strip_prefix('_'));
+            rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        let mut own = had.iter().filter(|v| number(v));
+        let last = own.next_back().map_or("none of that kind", String::as_str);
+        let by = match object == program {
+            true => String::new(),
+            false => format!(" (for {})", program.display()),
+        };
+        return Err(format!(
+            "{}{by} needs {version} of {library}, and {} has it up to {last}; take it and its libraries from one system, this one or the one of --sysroot, or build it for the older one",
+            object.display(),
+            place.display()
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a file is a library for this machine: directories may hold others of the same name.
@@ -246,6 +320,29 @@ mod tests {
             done.stdout
         };
         assert_eq!(listed(&path), listed(&own));
+    }
+
+    #[test]
+    fn a_library_that_is_too_old_is_named_before_the_guest_runs() {
+        let own = std::env::current_exe().unwrap();
+        let found = needed(&own, None).unwrap();
+        let libc = found["/lib/libc.so.6"].clone();
+        assert!(versions_had(&libc).contains(&"GLIBC_2.2.5".to_owned()));
+        let bytes = std::fs::read(&own).unwrap();
+        let elf = Elf::parse(&bytes).unwrap();
+        let needs: Vec<_> = versions_needed(&elf).collect();
+        assert!(
+            needs.contains(&("libc.so.6".into(), "GLIBC_2.2.5".into())),
+            "{needs:?}"
+        );
+        let want = |version: &str| vec![(own.clone(), "libc.so.6".to_owned(), version.to_owned())];
+        check_versions(&own, want("GLIBC_2.2.5"), &found).unwrap();
+        let why = check_versions(&own, want("GLIBC_9.99"), &found).unwrap_err();
+        assert!(why.contains("needs GLIBC_9.99 of libc.so.6"), "{why}");
+        assert!(
+            why.contains(&format!("{} has it up to GLIBC_2.", libc.display())),
+            "{why}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! workload, and what they need.
 
 mod bpf;
+mod bpftool;
 mod cpio;
 pub(crate) mod init;
 mod libraries;
@@ -17,12 +18,14 @@ use serde::{Deserialize, Serialize};
 use self::cpio::Archive;
 pub(crate) use self::libraries::program;
 use self::package::Package;
+use crate::cli::GuestArgs;
 use crate::machine::Nameless;
 
 /// Where the guest finds what to do. Its presence makes this program an init.
 pub(crate) const PLAN: &str = "/scxpm/plan.json";
-/// Where the initramfs of a BPF object has it.
-const OBJECT: &str = "/scxpm/scheduler.bpf.o";
+/// Where the initramfs of a BPF object has it. It keeps its name: libbpf names maps of variables
+/// after the file.
+const OBJECTS: &str = "/scxpm/object";
 
 /// What init does in the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +52,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) workloads: &'a [String],
     /// Further files: path here, or `HERE:GUEST`.
     pub(crate) files: &'a [String],
+    /// The bpftool that registers an object, when another than the usual one.
+    pub(crate) bpftool: Option<&'a Path>,
     /// Load the probe.
     pub(crate) probe: bool,
     /// Another system's tree, which the libraries come from, and programs by name.
@@ -102,6 +107,13 @@ impl KernelFile {
             content = std::fs::read(path)
                 .map_err(|e| format!("{}: {e}; expected a kernel image", path.display()))?;
         }
+        let kernel = content.starts_with(b"\x7fELF") || content.get(0x202..0x206) == Some(b"HdrS");
+        if !kernel {
+            return Err(format!(
+                "{}: is no kernel; expected a bzImage (a distribution's vmlinuz), a vmlinux, or the Debian or RPM package of a kernel",
+                path.display()
+            ));
+        }
         this.release = release_of(&content);
         let beside = this.release.as_ref();
         let beside = beside.and_then(|release| config_beside(path, release));
@@ -151,13 +163,24 @@ pub(crate) fn initramfs(wanted: &Wanted<'_>) -> Result<Vec<u8>, String> {
         ..Plan::default()
     };
     if wanted.scheduler.ends_with(".bpf.o") {
-        let object = read(Path::new(wanted.scheduler))?;
-        archive.file(OBJECT, object);
+        let path = Path::new(wanted.scheduler);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let object = format!("{OBJECTS}/{name}");
+        archive.file(&object, read(path)?);
+        let tool = match wanted.bpftool {
+            // With a slash, so that it is no name to look for.
+            Some(path) if path.is_relative() => Path::new(".").join(path),
+            Some(path) => path.to_owned(),
+            None => program("bpftool", root).map_err(|e| format!("{e}; {}", bpftool::ANOTHER))?,
+        };
+        libraries::needed(&tool, root).map_err(|e| format!("{e}; {}", bpftool::ANOTHER))?;
+        bpftool::check(&tool, root)?;
+        let tool = tool.display().to_string();
         let words = [
-            "bpftool",
+            &tool,
             "struct_ops",
             "register",
-            OBJECT,
+            &object,
             "/sys/fs/bpf/scheduler",
         ];
         plan.scheduler = words.map(str::to_owned).into();
@@ -254,6 +277,15 @@ fn words(line: &str) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
+/// Whether the command lines can be split into words.
+pub(crate) fn check_words(args: &GuestArgs) -> Result<(), String> {
+    let object = |line: &str| line.ends_with(".bpf.o");
+    let scheduler = args.scheduler.iter().filter(|line| !object(line));
+    scheduler
+        .chain(&args.workload)
+        .try_for_each(|line| words(line).map(drop))
+}
+
 fn add_program(
     archive: &mut Archive,
     path: &Path,
@@ -337,6 +369,7 @@ mod tests {
                 scheduler: &at("a/foo"),
                 workloads: &[format!("{} --x", at(workload))],
                 files: &Vec::from_iter(file),
+                bpftool: None,
                 probe: false,
                 root: None,
                 modules: &[],

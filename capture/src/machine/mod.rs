@@ -207,6 +207,11 @@ pub(crate) trait Machine {
     /// Whether the guest has stood still since it was frozen: someone else may have resumed it.
     fn stood(&mut self) -> bool;
 
+    /// How the program that ran the guest has died, where that can be known.
+    fn died(&mut self) -> Option<String> {
+        None
+    }
+
     /// Lets all vCPUs go on.
     fn resume(&mut self) -> Result<(), MachineError>;
 
@@ -218,6 +223,29 @@ pub(crate) trait Machine {
 
     /// What the guest's init has told since the last call: whole lines.
     fn messages(&mut self) -> Vec<String>;
+}
+
+/// Whether this machine could ever back so much memory: a guest that comes to more by and by is
+/// killed, and QEMU takes minutes to start with far more.
+pub(crate) fn check_memory(bytes: u64) -> Result<(), String> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kb = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    // What cannot be read decides nothing.
+    let Some(total) = kb("MemTotal:") else {
+        return Ok(());
+    };
+    let most = total.saturating_add(kb("SwapTotal:").unwrap_or(0)) << 10;
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(format!(
+        "a guest with {} MiB (--memory) on a machine with {} MiB, swap included; give it less",
+        bytes >> 20,
+        most >> 20
+    ))
 }
 
 /// Where the share of a node begins when `total` is divided evenly, as far as that goes.

@@ -13,13 +13,14 @@ mod mtree;
 mod own;
 mod qmp;
 mod state;
+mod ticks;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -296,7 +297,7 @@ impl Qemu {
                 Ok(Some(status)) => {
                     self.ended = true;
                     let said = last_words(said);
-                    return Err(MachineError::Gone(format!("QEMU ended ({status}){said}")));
+                    return Err(MachineError::Gone(obituary(status, &said)));
                 }
                 _ => thread::sleep(TICK),
             }
@@ -498,7 +499,9 @@ impl Machine for Qemu {
                 Cause::Silent => Cause::Late,
                 other => other,
             };
-            frozen.faults.push(error.to_string());
+            let died = self.died().filter(|_| frozen.cause == Cause::Gone);
+            let fault = died.unwrap_or_else(|| error.to_string());
+            frozen.faults.push(fault);
             return frozen;
         }
         let refreshed = self.map_memory();
@@ -530,6 +533,21 @@ impl Machine for Qemu {
             return self.look_around(SHORT).is_ok() && self.stands;
         }
         true
+    }
+
+    fn died(&mut self) -> Option<String> {
+        let Owner::Us { child, said } = &mut self.owner else {
+            return None;
+        };
+        // Its connections break before it can be waited for.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return Some(obituary(status, &last_words(said))),
+                Ok(None) if Instant::now() < deadline => thread::sleep(TICK),
+                _ => return None,
+            }
+        }
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -597,6 +615,11 @@ fn forget(frozen: &mut Frozen, vcpu: u32) {
     frozen.faults.push(format!(
         "vCPU {vcpu} did not stop (a fault that was asked for)"
     ));
+}
+
+/// How QEMU has died: `signal: 9 (SIGKILL)`, `exit status: 1`.
+fn obituary(status: ExitStatus, said: &str) -> String {
+    format!("QEMU died ({status}){said}")
 }
 
 /// The end of what QEMU has printed, as the end of a sentence.

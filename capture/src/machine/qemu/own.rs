@@ -1,7 +1,8 @@
 //! A QEMU that we start, with nothing but what a scheduler needs: no disk, no network.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::gdb::Gdb;
 use super::qmp::Qmp;
-use super::{Owner, Parts, Qemu, Tail, backend, last_words};
+use super::{Owner, Parts, Qemu, Tail, backend, last_words, ticks};
 use crate::machine::memory::Backing;
 use crate::machine::{Config, GuestMemory, Machine, MachineError, Nameless, node_memory, share};
 
@@ -47,6 +48,7 @@ impl Qemu {
         // Paths of sockets are limited to 108 bytes: not below the output's directory.
         let directory = tempfile::Builder::new()
             .prefix("scxpm-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .map_err(|e| start("a temporary directory", &e))?;
         let at = |name: &str| directory.path().join(name);
@@ -65,6 +67,15 @@ impl Qemu {
         let console = file("scx-postmortem-console", "its console")?;
         let host = file("scx-postmortem-host", "its console")?;
         let serial = [&console, &host].map(|file| file.path.display().to_string());
+        let speed = match emulator.accel {
+            Accel::Tcg => ticks::early_khz(),
+            Accel::Kvm => String::new(),
+        };
+        let config = &Config {
+            // Before the user's own words: the last one counts.
+            append: format!("{speed}{}", config.append),
+            ..config.clone()
+        };
         let arguments = arguments(emulator, config, directory.path(), &memory, &serial);
         let mut child = spawn(&emulator.program, &arguments, errors)?;
 
@@ -249,6 +260,37 @@ fn spawn(program: &Path, arguments: &[String], errors: File) -> Result<Child, Ma
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_has_the_command_line() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/capturing.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let (_, block) = page.split_once("    qemu-system-x86_64 ").unwrap();
+        let lines = block.lines().take_while(|l| !l.is_empty());
+        let words = shell_words::split(&lines.collect::<Vec<_>>().join(" ")).unwrap();
+        let words: Vec<String> = words.into_iter().filter(|w| w.trim() != "\\").collect();
+        let config = Config {
+            vcpus: 2,
+            memory_bytes: 512 << 20,
+            nodes: 1,
+            kernel: "KERNEL".into(),
+            initrd: "INITRD".into(),
+            append: format!("tsc_early_khz=KHZ {} WORDS", crate::start::APPEND),
+            unparked: None,
+        };
+        let emulator = Emulator {
+            program: "qemu-system-x86_64".into(),
+            accel: Accel::Tcg,
+            cpu: "max,la57=off".into(),
+        };
+        let memory = Nameless {
+            file: tempfile::tempfile().unwrap(),
+            path: "MEMORY".into(),
+        };
+        let serial = ["CONSOLE".to_owned(), "MESSAGES".to_owned()];
+        let expected = arguments(&emulator, &config, Path::new("DIR"), &[memory], &serial);
+        assert_eq!(words, expected);
+    }
 
     #[test]
     fn each_node_has_its_share_of_cpus_and_memory() {

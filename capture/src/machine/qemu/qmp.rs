@@ -45,7 +45,13 @@ impl Qmp {
             events: VecDeque::new(),
             asked: 0,
         };
-        let greeting = qmp.line(deadline, "QEMU's greeting")?;
+        let greeting = qmp.line(deadline, "QEMU's greeting").map_err(|e| match e {
+            MachineError::Late { seconds, .. } => MachineError::Refused {
+                what: format!("connecting to the monitor at {}", path.display()),
+                why: format!("it took the connection and did not greet in {seconds} s. A monitor serves one client at a time: another one (libvirt, virsh, another capture) may have it. Give QEMU one more (-qmp unix:PATH,server=on,wait=off), or end the other"),
+            },
+            other => other,
+        })?;
         if greeting.get("QMP").is_none() {
             return Err(MachineError::Refused {
                 what: format!("the monitor at {}", path.display()),
@@ -198,4 +204,27 @@ impl Qmp {
 
 fn gone(what: &str, error: &std::io::Error) -> MachineError {
     MachineError::Gone(format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_serves_someone_else_is_told_from_one_that_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp");
+        let soon = || Instant::now() + Duration::from_millis(50);
+        // As QEMU's: connections wait until the one before has gone.
+        let _busy = UnixListener::bind(&path).unwrap();
+        let why = Qmp::connect(&path, soon(), &mut || true).unwrap_err();
+        let why = why.to_string();
+        assert!(why.contains("serves one client at a time"), "{why}");
+        assert!(why.contains(&path.display().to_string()), "{why}");
+        let none = directory.path().join("none");
+        let why = Qmp::connect(&none, soon(), &mut || true).unwrap_err();
+        assert!(why.to_string().contains("nobody answers"), "{why}");
+    }
 }
