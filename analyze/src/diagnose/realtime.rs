@@ -40,7 +40,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             waited(longest.runnable_age_ms)
         ),
     )
-    .advice("a BPF scheduler cannot preempt tasks of real-time, deadline or stop class, nor of fair class where it has not all of them: look at why these run so long");
+    .advice("find out why these run for so long: no BPF scheduler can take a CPU from them");
     for hog in &all {
         let curr = hog.cpu.curr.as_ref();
         let class = curr.and_then(|curr| curr.class.as_deref());

@@ -630,6 +630,65 @@ fn an_error_exit_names_the_task_and_rests_on_what_is_there() {
     assert_eq!(paths.get(2), of(&["cpus/1/curr/comm"]).first());
 }
 
+/// By then the program has returned: only the kernel's own functions are on the stack.
+#[test]
+fn a_queue_that_is_not_there_is_told_with_who_put_a_task_into_it() {
+    let told = |function: &str, has_ops: &[&str]| {
+        let mut report = failed("non-existent DSQ 0xbad", None);
+        report.scheduler = Some(SchedulerInfo {
+            has_ops: has_ops.iter().map(|&op| op.to_owned()).collect(),
+            ..SchedulerInfo::default()
+        });
+        if let Some(exit) = &mut report.exit_info {
+            exit.kind_name = Some("SCX_EXIT_ERROR".into());
+            exit.backtrace = ["scx_vexit+0x1/0x2", function, "enqueue_task+0x3/0x4"]
+                .map(|symbol| Frame {
+                    symbol: Some(symbol.into()),
+                    ..Frame::default()
+                })
+                .to_vec();
+        }
+        let found = findings(&report, &[])
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        assert_eq!(found.rule, "error-exit");
+        let frame = "/postmortem/exit_info/backtrace/1/symbol";
+        let known = found
+            .evidence
+            .iter()
+            .any(|e| e.path == frame && e.value == function);
+        assert_eq!(known, found.advice.is_some());
+        (found.what, found.advice)
+    };
+    let (what, advice) = told("scx_do_enqueue_task+0x1/0x2", &["enqueue", "dispatch"]);
+    assert_eq!(
+        what,
+        "the kernel threw the scheduler out for an error: non-existent DSQ 0xbad; ops.enqueue() had put the task there"
+    );
+    assert_eq!(
+        advice.as_deref(),
+        Some(
+            "create the queue with scx_bpf_create_dsq(), in ops.init() for instance, before a task is put there, or put it into one that the scheduler has: it has 0x42"
+        )
+    );
+    let (what, _) = told("do_enqueue_task+0x1/0x2", &["select_cpu", "enqueue"]);
+    assert!(
+        what.ends_with("; ops.enqueue() or ops.select_cpu() had put the task there"),
+        "{what}"
+    );
+    let (what, _) = told("flush_dispatch_buf+0x1/0x2", &["enqueue"]);
+    assert!(
+        what.ends_with("; ops.dispatch() had put the task there"),
+        "{what}"
+    );
+    let (what, advice) = told("worker_thread+0x1/0x2", &["enqueue"]);
+    assert!(
+        what.ends_with("non-existent DSQ 0xbad") && advice.is_none(),
+        "{what}"
+    );
+}
+
 #[test]
 fn what_is_not_known_is_no_finding() {
     let mut report = stalled("1");
