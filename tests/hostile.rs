@@ -147,8 +147,15 @@ fn a_report_that_a_corrupt_frame_changed_says_so() {
     let entry = scx_postmortem_tests::entry("stall-6.18").unwrap();
     // Of only the pages that the report reads, so that damage has something to hit.
     let copy = tempfile::NamedTempFile::new().unwrap();
-    scx_postmortem_analyze::reduce::reduce(&entry.capture(), None, copy.path(), 1, &|_, _| {})
-        .unwrap();
+    scx_postmortem_analyze::reduce::reduce(
+        &entry.capture(),
+        scx_postmortem_analyze::reduce::Pick::Only,
+        None,
+        copy.path(),
+        1,
+        &|_, _| {},
+    )
+    .unwrap();
     // The reduced capture took the place of the file that the handle is of.
     let file = std::fs::OpenOptions::new()
         .write(true)

@@ -710,6 +710,13 @@ fn whereabouts(own: &PostmortemReport, task: &StarvedTask) -> String {
         }
         (_, Some(id), _) => {
             let name = DsqName::find(&own.dsqs, id, Some(task.cpu));
+            let mut queues = own.dsqs.iter();
+            let queue = queues.find(|dsq| Some(dsq.dsq_kva) == task.dsq_kva);
+            if queue.is_some_and(|dsq| !dsq.truncated) {
+                return format!(
+                    "on DSQ {name} by its own word, and not in that queue: it was being moved"
+                );
+            }
             format!("on DSQ {name}, which could not be read whole")
         }
         _ => {
@@ -799,6 +806,20 @@ fn of_scheduler(own: &PostmortemReport, known: &Known) -> Vec<String> {
             seconds(worst.runnable_age_ms),
             whereabouts(own, worst)
         ));
+        // The watchdog goes from CPU to CPU, and names the first that is over the limit.
+        let words = own.exit_info.as_ref().and_then(|exit| exit.msg.as_deref());
+        let named = own.starved.iter().skip(1).find(|task| {
+            let start = format!("{}[{}] failed to run for ", task.comm, task.pid);
+            words.is_some_and(|words| words.starts_with(&start))
+        });
+        if let Some(named) = named {
+            lines.push(format!(
+                "the kernel names {}[{}] since the watchdog came to it first; it has waited for {}",
+                named.comm,
+                named.pid,
+                seconds(named.runnable_age_ms)
+            ));
+        }
         if own.starved.len() > 1 {
             lines.push(format!(
                 "{} tasks in all have waited for half of that limit or longer",

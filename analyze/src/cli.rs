@@ -19,7 +19,7 @@ use scx_postmortem_analyze::analysis::{self, Options};
 use scx_postmortem_analyze::degraded;
 use scx_postmortem_analyze::error::OpenError;
 use scx_postmortem_analyze::kernel::{Kernel, Overrides};
-use scx_postmortem_analyze::reduce::{self as reducing, ReduceError, Reduced};
+use scx_postmortem_analyze::reduce::{self as reducing, Pick, ReduceError, Reduced};
 use scx_postmortem_analyze::source::{self, Image};
 use scx_postmortem_analyze::tables;
 use scx_postmortem_analyze::walk::Limits;
@@ -35,7 +35,8 @@ mod exit {
     pub(super) const OK: u8 = 0;
     /// Output could not be written.
     pub(super) const OUTPUT: u8 = 1;
-    // 2 is clap's: wrong arguments.
+    /// Wrong arguments; clap's own.
+    pub(super) const USAGE: u8 = 2;
     /// Done, be it a report, `info` or an export, but parts of the image are missing or damaged.
     pub(super) const DEGRADED: u8 = 3;
     /// The file is missing, is no core, is damaged beyond use or from a newer version.
@@ -114,6 +115,12 @@ enum Command {
         /// Who reads the capture then needs that file, too.
         #[arg(long, value_name = "FILE")]
         kernel_tables: Option<PathBuf>,
+        /// Of a dual capture, reduce the early image.
+        #[arg(long, conflicts_with = "late")]
+        early: bool,
+        /// Of a dual capture, reduce the late image.
+        #[arg(long)]
+        late: bool,
     },
     /// Writes what all guests with a kernel have in common (its types, symbols and unwind tables),
     /// to be kept once for many reduced captures.
@@ -229,7 +236,11 @@ impl Failure {
 
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
-        Self(exit::UNUSABLE_FILE, error.to_string())
+        let code = match error {
+            OpenError::NotDual { .. } => exit::USAGE,
+            _ => exit::UNUSABLE_FILE,
+        };
+        Self(code, error.to_string())
     }
 }
 
@@ -240,9 +251,25 @@ pub(crate) fn run() -> ExitCode {
         ErrorKind::ArgumentConflict => Cli::command()
             .error(
                 ErrorKind::InvalidSubcommand,
-                "a report takes one FILE; a command comes first and is one of info, verify, query, shell, diff, golden, batch, upgrade, reduce, export",
+                "a report takes one FILE; a command comes first and is one of info, verify, query, shell, diff, golden, batch, upgrade, reduce, tables, export",
             )
             .exit(),
+        // clap forgets that this could not be written.
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let text = error.render();
+            let text = match std::io::stdout().is_terminal() {
+                true => text.ansi().to_string(),
+                false => text.to_string(),
+            };
+            let code = match print(&[&text]) {
+                Ok(()) => exit::OK,
+                Err(Failure(code, sentence)) => {
+                    let _ = writeln!(std::io::stderr(), "analyze: {sentence}");
+                    code
+                }
+            };
+            std::process::exit(i32::from(code))
+        }
         _ => error.exit(),
     });
     let done = match &cli.command {
@@ -253,7 +280,15 @@ pub(crate) fn run() -> ExitCode {
             output,
             level,
             kernel_tables,
-        }) => reduce(file, kernel_tables.as_deref(), output, *level),
+            early,
+            late,
+        }) => reduce(
+            file,
+            pick(*early, *late),
+            kernel_tables.as_deref(),
+            output,
+            *level,
+        ),
         Some(Command::Tables {
             file,
             output,
@@ -419,6 +454,9 @@ impl InputArgs {
         if let Some(path) = &self.kernel_tables {
             image = tables::supply(image, path)
                 .map_err(|why| Failure(exit::UNUSABLE_FILE, format!("--kernel-tables {why}")))?;
+        } else if let Some(path) = tables::needed(&image).and_then(|id| tables::beside(file, id)) {
+            image =
+                tables::supply(image, &path).map_err(|why| Failure(exit::UNUSABLE_FILE, why))?;
         }
         let warnings = image.warnings.clone();
         let overrides = Overrides {
@@ -597,15 +635,25 @@ fn verify(file: &Path) -> Result<u8, Failure> {
     })
 }
 
+/// Which image of a dual capture these flags name.
+const fn pick(early: bool, late: bool) -> Pick {
+    match (early, late) {
+        (true, _) => Pick::Early,
+        (_, true) => Pick::Late,
+        _ => Pick::Only,
+    }
+}
+
 fn reduce(
     file: &Path,
+    pick: Pick,
     kernel_tables: Option<&Path>,
     output: &Path,
     level: i32,
 ) -> Result<u8, Failure> {
     let inputs: Vec<&Path> = [Some(file), kernel_tables].into_iter().flatten().collect();
     reduced(&inputs, output, "reducing", |show| {
-        reducing::reduce(file, kernel_tables, output, level, show)
+        reducing::reduce(file, pick, kernel_tables, output, level, show)
     })
 }
 
@@ -626,6 +674,7 @@ fn reduced(
         ReduceError::Input(error @ OpenError::NoKernel { .. }) => {
             Failure(exit::NO_KERNEL, error.to_string())
         }
+        dual @ ReduceError::Dual(_) => Failure(exit::USAGE, dual.to_string()),
         ReduceError::Input(error) => error.into(),
         damaged @ ReduceError::Damaged { .. } => Failure(exit::UNUSABLE_FILE, damaged.to_string()),
         ReduceError::Tables(why) => Failure(exit::UNUSABLE_FILE, why),

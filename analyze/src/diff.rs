@@ -228,7 +228,9 @@ impl Pair<'_> {
             early_state: before.and_then(|s| s.enable_state.clone()),
             late_state: after.and_then(|s| s.enable_state.clone()),
             early_exit_kind: before.and_then(|s| s.exit_kind),
+            early_exit_kind_name: before.and_then(|s| s.exit_kind_name.clone()),
             late_exit_kind: after.and_then(|s| s.exit_kind),
+            late_exit_kind_name: after.and_then(|s| s.exit_kind_name.clone()),
         })
     }
 

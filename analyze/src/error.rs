@@ -130,6 +130,14 @@ pub enum OpenError {
         /// What it is.
         why: &'static str,
     },
+    /// The early image of a file that has but one was asked for.
+    #[error("{path}: {what}; expected a dual one, with an early and a late image")]
+    NotDual {
+        /// The file.
+        path: String,
+        /// What it is.
+        what: &'static str,
+    },
     /// The kernel's tables that a capture was reduced without are not those that were given.
     #[error("{0}")]
     Tables(String),

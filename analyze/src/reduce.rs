@@ -158,12 +158,43 @@ impl MemorySource for Recorder {
     }
 }
 
+/// Which image of a capture is reduced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// The only one; of a dual capture it has to be said.
+    Only,
+    /// The early one of a dual capture.
+    Early,
+    /// The late one of a dual capture, or the only one.
+    Late,
+}
+
+impl Pick {
+    fn open(self, file: &Path) -> Result<Image, ReduceError> {
+        let mut image = match self {
+            Self::Early => Image::open_early(file)?,
+            Self::Only | Self::Late => Image::open(file)?,
+        };
+        if self == Self::Only && image.early {
+            return Err(ReduceError::Dual(file.display().to_string()));
+        }
+        // The reduced capture has no other, so its report does not tell of one.
+        image.early = false;
+        Ok(image)
+    }
+}
+
 /// Why there is no reduced capture.
 #[derive(Debug, thiserror::Error)]
 pub enum ReduceError {
     /// The input.
     #[error(transparent)]
     Input(#[from] crate::error::OpenError),
+    /// A dual capture, and nobody said which image is meant.
+    #[error(
+        "{0}: this is a dual capture, and a reduced one holds one image: give --late or --early"
+    )]
+    Dual(String),
     /// The output.
     #[error("{0}")]
     Output(String),
@@ -206,21 +237,15 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn new(file: &Path) -> Result<Self, ReduceError> {
+    fn new(file: &Path, pick: Pick) -> Result<Self, ReduceError> {
         let no_kernel = |why| no_kernel(file, why);
         // Looking for VMCOREINFO may read all memory: it becomes a note first.
-        let kernel = Kernel::find(Image::open(file)?, &Overrides::default()).map_err(no_kernel)?;
+        let kernel = Kernel::find(pick.open(file)?, &Overrides::default()).map_err(no_kernel)?;
         let vmcoreinfo = kernel.vmcoreinfo.text().as_bytes().to_vec();
         let release = kernel.release().to_owned();
         drop(kernel);
 
-        let mut image = Image::open(file)?;
-        if image.early {
-            return Err(ReduceError::Input(crate::error::OpenError::NoUse {
-                path: file.display().to_string(),
-                why: "this is a dual capture, and reducing it would lose the early image; what is reduced are single ones",
-            }));
-        }
+        let mut image = pick.open(file)?;
         let source = image.kind.name();
         let recorder = Arc::new(Recorder::new(image.memory));
         image.memory = Box::new(Shared(Arc::clone(&recorder)));
@@ -327,20 +352,21 @@ fn no_kernel(file: &Path, why: String) -> ReduceError {
     ReduceError::Input(crate::error::OpenError::NoKernel { path, why })
 }
 
-/// Writes the pages of `file` that a report reads to `output`, and makes sure that they give the
-/// same report. Pages that are in the file `shared`, which [`tables()`] has written for this
+/// Writes the pages of one image of `file` that a report reads to `output`, and makes sure that they
+/// give the same report. Pages that are in the file `shared`, which [`tables()`] has written for this
 /// kernel, are left out. `output` appears only when complete.
 ///
 /// # Errors
 /// [`ReduceError`].
 pub fn reduce(
     file: &Path,
+    pick: Pick,
     shared: Option<&Path>,
     output: &Path,
     level: i32,
     progress: OnProgress<'_>,
 ) -> Result<Reduced, ReduceError> {
-    let mut recorded = Recorded::new(file)?;
+    let mut recorded = Recorded::new(file, pick)?;
     let warning = recorded.warnings.first().cloned();
     let recorder = Arc::clone(&recorded.recorder);
     let mut elsewhere = Vec::new();
@@ -436,7 +462,7 @@ pub fn tables(
     level: i32,
     progress: OnProgress<'_>,
 ) -> Result<Reduced, ReduceError> {
-    let mut recorded = Recorded::new(file)?;
+    let mut recorded = Recorded::new(file, Pick::Late)?;
     let recorder = Arc::clone(&recorded.recorder);
     let kernel = &recorded.kernel;
     let build_id = kernel.vmcoreinfo.build_id().map(str::to_owned);

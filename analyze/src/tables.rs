@@ -6,7 +6,7 @@
 //! pages that are in there, byte for byte, and names that file by its id. Nothing is taken from a
 //! file with another id.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -121,12 +121,41 @@ pub fn needed(image: &Image) -> Option<&str> {
 #[must_use]
 pub fn choose<'a>(files: &[&'a Path], id: &str) -> Option<&'a Path> {
     let (last, others) = files.split_last()?;
-    let is_it = |path: &Path| {
-        let image = Image::open(path).ok();
-        image.is_some_and(|image| needed(&image) == Some(id))
-    };
-    let found = others.iter().find(|path| is_it(path));
+    let found = others.iter().find(|path| is_called(path, id));
     Some(found.unwrap_or(last))
+}
+
+/// Files that are looked at beside a capture.
+const MAX_BESIDE: usize = 64;
+
+/// The tables file with that id in the folder of a capture, of those called `*tables*.zst`. It is
+/// known by what its manifest says; [`supply`] checks what is in it.
+#[must_use]
+pub fn beside(capture: &Path, id: &str) -> Option<PathBuf> {
+    let folder = match capture.parent()? {
+        here if here.as_os_str().is_empty() => Path::new("."),
+        folder => folder,
+    };
+    let files = std::fs::read_dir(folder).ok()?;
+    let mut files: Vec<PathBuf> = files
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.contains("tables") && name.ends_with(".zst") && path.is_file()
+        })
+        .collect();
+    files.sort();
+    files.truncate(MAX_BESIDE);
+    files.into_iter().find(|path| is_called(path, id))
+}
+
+/// Whether a file says of itself that it is the tables with that id.
+fn is_called(path: &Path, id: &str) -> bool {
+    let image = Image::open(path).ok();
+    image.is_some_and(|image| {
+        let manifest = image.manifest.as_ref();
+        manifest.is_some_and(|manifest| manifest.source.kind == KIND) && needed(&image) == Some(id)
+    })
 }
 
 /// Gives an image the pages that it left out for being in a tables file. Images that need none

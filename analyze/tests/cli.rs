@@ -147,7 +147,7 @@ fn a_misspelt_command() {
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(
             text.contains(
-                "one of info, verify, query, shell, diff, golden, batch, upgrade, reduce, export"
+                "one of info, verify, query, shell, diff, golden, batch, upgrade, reduce, tables, export"
             ),
             "{text}"
         );
@@ -447,6 +447,72 @@ fn a_reduced_capture_gives_the_same_report_from_a_fifth_of_the_file() {
     ]);
     assert_eq!(code(&none), 5);
     assert!(!out.exists());
+}
+
+/// One of the captures of tests/findings, and the tables that it was reduced without.
+fn without_tables() -> (PathBuf, PathBuf) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/findings");
+    (
+        folder.join("fifo.core.zst"),
+        folder.join("kernel-7.3.tables.zst"),
+    )
+}
+
+#[test]
+fn the_kernels_tables_are_found_beside_the_capture() {
+    let (capture, tables) = without_tables();
+    let brief = |file: &Path| analyze(&[file.as_os_str(), "--brief".as_ref()]);
+    assert_eq!(code(&brief(&capture)), 0);
+    let dir = tempfile::tempdir().unwrap();
+    let alone = dir.path().join("fifo.core.zst");
+    fs::copy(&capture, &alone).unwrap();
+    // A capture that asks for the same tables is not these, whatever it is called.
+    fs::copy(&capture, dir.path().join("a.tables.zst")).unwrap();
+    let output = brief(&alone);
+    assert_eq!(code(&output), 5);
+    one_sentence(&output, "put that file beside the capture");
+    fs::copy(&tables, dir.path().join("my-tables.core.zst")).unwrap();
+    let output = brief(&alone);
+    assert_eq!(code(&output), 0);
+    assert_eq!(output.stdout, brief(&capture).stdout);
+}
+
+#[test]
+fn a_capture_without_its_tables_is_not_exported() {
+    let (capture, _) = without_tables();
+    let dir = tempfile::tempdir().unwrap();
+    let elf = dir.path().join("core.elf");
+    let output = analyze(&[
+        "export".as_ref(),
+        capture.as_os_str(),
+        "-o".as_ref(),
+        elf.as_os_str(),
+    ]);
+    assert_eq!(code(&output), 4);
+    one_sentence(&output, "export the capture that this one was made of");
+    assert!(!elf.exists());
+}
+
+#[test]
+fn help_that_cannot_be_written_is_an_error() {
+    for flag in ["--help", "--version"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_analyze"))
+            .arg(flag)
+            .stdout(full)
+            .stderr(std::process::Stdio::piped())
+            .output()
+            .unwrap();
+        assert_eq!(code(&output), 1, "{flag}");
+        one_sentence(&output, "standard output: ");
+        let output = analyze(&[flag]);
+        assert_eq!(code(&output), 0, "{flag}");
+        assert!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .contains("analyze")
+        );
+    }
 }
 
 #[test]

@@ -290,7 +290,7 @@ fn a_queue_that_was_served_once_and_no_more_is_told_by_the_early_image() {
     assert!(uptime > 0);
     let single = analysis::analyze(&patched, &Options::default());
     let rules: Vec<_> = own(&single).findings.iter().map(|f| &*f.rule).collect();
-    assert!(rules.contains(&"queue-stopped"), "{rules:?}");
+    assert!(rules.contains(&"queue-outranked"), "{rules:?}");
     assert!(!rules.contains(&"queue-never-consumed"), "{rules:?}");
 
     let same = vec![sooner(&patched)];
@@ -327,10 +327,55 @@ fn a_single_capture_has_no_early_half() {
     let path = file(&dir);
     write(&path, &kernel, Manifest::default(), &[], None);
     let done = run(&path, &["--early"]);
-    assert_eq!(done.status.code(), Some(4));
+    assert_eq!(done.status.code(), Some(2));
     let stderr = String::from_utf8(done.stderr).unwrap();
     assert!(stderr.contains("expected a dual one"), "{stderr}");
     assert!(done.stdout.is_empty());
+}
+
+/// Each image by itself gives the report that the dual capture has of it.
+#[test]
+fn either_image_of_a_dual_capture_can_be_reduced() {
+    let kernel = shipped();
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir);
+    let early = before(&kernel, 4, 4);
+    write(
+        &path,
+        &kernel,
+        Manifest::default(),
+        &[],
+        Some((Manifest::default(), early)),
+    );
+    let reduce = |which: &[&str], small: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_analyze"));
+        command.arg("reduce").arg(&path).args(which);
+        command.args(["--level", "1", "-o"]).arg(small);
+        command.output().unwrap()
+    };
+    let small = dir.path().join("small.core.zst");
+    let done = reduce(&[], &small);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    assert!(said.ends_with("give --late or --early\n"), "{said}");
+    assert!(!small.exists());
+    for (which, nr) in [("--early", 4), ("--late", 6)] {
+        let small = dir.path().join(format!("small{which}.core.zst"));
+        let done = reduce(&[which], &small);
+        assert_eq!(
+            done.status.code(),
+            Some(0),
+            "{which}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        let (any, _, _) = report(&small, &[]);
+        let FailureDumpReportAny::Single(found) = any else {
+            panic!("{which}: not a single report");
+        };
+        let queue = own(&found).dsqs.iter().find(|dsq| dsq.id.0 == QUEUE);
+        assert_eq!(queue.unwrap().nr, nr, "{which}");
+        assert!(fs::metadata(&small).unwrap().len() < fs::metadata(&path).unwrap().len());
+    }
 }
 
 fn given_up() -> Abandoned {

@@ -25,7 +25,7 @@ KERNEL = "7.3"
 TABLES = HERE / f"kernel-{KERNEL}.tables.zst"
 # By `capture run --moment store`, which stops a guest where no breakpoint of run.py does.
 STORE = "claimed"
-GUESTS = "affinity arena bypass claimed fifo healthy hog idle lock preempt ring slice slow stopped stranded stuck twice".split()
+GUESTS = "affinity arena bypass claimed fifo healthy hog idle lock preempt prio ring slice slow stopped stranded stuck twice vtime".split()
 # Limit of the repository, MB.
 ALL = 12
 

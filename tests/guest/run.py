@@ -67,12 +67,14 @@ FAILING = {
     "idle": ("now",),
     "lock": ("dump",),
     "preempt": ("now",),
+    "prio": ("dump",),
     "ring": ("dump",),
     "slice": ("now",),
     "slow": ("now",),
     "stopped": ("dump",),
     "stranded": ("now",),
     "stuck": ("now",),
+    "vtime": ("dump",),
 }
 STOPS.update(FAILING)
 STOP_SYMBOL = {"dump": "scx_dump_state", "mid": "__x64_sys_sync", "late": "__x64_sys_sync", "now": "__x64_sys_sync"}

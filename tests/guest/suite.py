@@ -59,12 +59,14 @@ FIRST_FINDING = {
     "idle": "idle-cpu-with-waiting-work",
     "lock": "lock-holder-off-cpu",
     "preempt": "preemption-off",
+    "prio": "queue-outranked",
     "ring": "ringbuf-full",
     "slice": "cpu-hog",
     "slow": "slow-program",
-    "stopped": "queue-stopped",
+    "stopped": "queue-outranked",
     "stranded": "stranded-on-local-queue",
     "stuck": "cpu-stuck",
+    "vtime": "vtime-ahead",
 }
 CASES.update({demo: (demo, []) for demo in FIRST_FINDING})
 ON_DEMAND = set(FIRST_FINDING) - {"arena", "stuck"}

@@ -48,7 +48,13 @@ fn report(args: &DiffArgs, file: &Path, early: bool) -> Result<FailureDumpReport
                 "the capture was given up, so there is nothing to compare: {}",
                 report.reason
             )),
-            _ => refuse("this report holds one image; give another one to compare it with".into()),
+            _ => Err(Failure(
+                exit::USAGE,
+                format!(
+                    "{}: this report holds one image; give another one to compare it with",
+                    file.display()
+                ),
+            )),
         },
     }
 }
@@ -59,11 +65,21 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
         name.to_string_lossy().into_owned()
     };
     let (a, b, names) = match &args.b {
-        Some(b) => (
-            report(args, &args.a, false)?,
-            report(args, b, false)?,
-            [name(&args.a), name(b)],
-        ),
+        Some(b) => {
+            let mut names = [name(&args.a), name(b)];
+            // Then only the whole path tells one from the other.
+            if let [one, other] = &mut names
+                && one == other
+            {
+                *one = args.a.display().to_string();
+                *other = b.display().to_string();
+            }
+            (
+                report(args, &args.a, false)?,
+                report(args, b, false)?,
+                names,
+            )
+        }
         None => (
             report(args, &args.a, true)?,
             report(args, &args.a, false)?,

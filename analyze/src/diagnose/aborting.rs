@@ -53,8 +53,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     )
     .advice("take the core a moment later, when the exit record is filled (scx_dump_state)")
     .rests_on("scheduler/exit_kind", kind);
-    if let Some(aborting) = scheduler.aborting {
-        draft = draft.rests_on("scheduler/aborting", aborting);
+    if scheduler.aborting == Some(true) {
+        draft = draft.rests_on("scheduler/aborting", true);
     }
     if let Some(claim) = claim {
         let at = claim.at;

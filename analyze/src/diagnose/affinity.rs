@@ -3,9 +3,9 @@
 //! A task that is bound to some of the CPUs waits in a queue that others leave: whoever takes
 //! from the queue passes it over, because it may not run there.
 
-use scx_postmortem_format::report::{CpuInfo, DsqInfo, StarvedTask};
+use scx_postmortem_format::report::StarvedTask;
 
-use super::{Case, Confidence, Draft, cpu_hog, dsq_of, name, queue, realtime, waited};
+use super::{Case, Confidence, Draft, dsq_of, holders, name, queues, waited};
 use crate::kernel::cpu_list;
 
 /// Starved tasks that are looked at, those that waited longest: each costs a walk over its queue.
@@ -29,26 +29,10 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     best.into_iter().collect()
 }
 
-/// How many tasks are before one in its queue that may run on one of these CPUs.
-fn before(case: &Case<'_>, dsq: &DsqInfo, task: &StarvedTask, cpus: &[(usize, &CpuInfo)]) -> usize {
-    let before = dsq.tasks.iter();
-    let before = before.take_while(|other| other.task_kva != task.kva);
-    let may = before.filter(|other| {
-        let record = case.task_at(other.task_kva);
-        let theirs = record.and_then(|(_, record)| case.usable(record, record.cpu?));
-        // What is not known may be.
-        theirs.is_none_or(|theirs| {
-            cpus.iter()
-                .any(|(_, cpu)| theirs.iter().any(|(_, other)| other.cpu == cpu.cpu))
-        })
-    });
-    may.count()
-}
-
 fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> Option<Draft> {
     let (at, dsq) = case.user_queue(task)?;
     // Others have left, more than if the kernel had dequeued each that waits once.
-    if queue::left(dsq) <= dsq.nr {
+    if queues::left(dsq) <= dsq.nr {
         return None;
     }
     let (task_at, info) = case.task(task)?;
@@ -70,16 +54,16 @@ fn passed(case: &Case<'_>, online: usize, index: usize, task: &StarvedTask) -> O
         })
     };
     // Where one task has each of its CPUs, another rule tells.
-    let held = cpu_hog::taken(case, task);
+    let held = holders::taken(case, task);
     if held == Some(Confidence::Likely)
         || wider
         || !(dsq.nr == 1 || younger())
-        || realtime::hogged(case, task)
+        || holders::hogged(case, task)
     {
         return None;
     }
     // It may not have been its turn.
-    let before = before(case, dsq, task, &cpus);
+    let before = queues::before(case, dsq, task, &cpus);
     let confidence = match before {
         0 => held.unwrap_or(Confidence::Likely),
         _ => Confidence::Possible,

@@ -8,125 +8,8 @@
 //! short may be let on each time because `ops.dispatch()` had nothing else for the CPU, and then the
 //! queue is to blame as well as the task.
 
-use scx_postmortem_format::report::{CpuInfo, CurrTask, StarvedTask, TaskInfo};
-
-use super::{Case, Confidence, Draft, listed, name, realtime, stuck, waited};
-
-/// What is left of a slice that does not end soon.
-const LONG_SLICE_NS: u64 = 1_000_000_000;
-
-/// How a task keeps a CPU.
-#[derive(Clone, Copy)]
-enum Kept {
-    /// For so many ns, half of the wait or more, without a switch.
-    Unbroken(u64),
-    /// For so many ns of the wait, half of it or more.
-    Within(u64),
-    /// It cannot be told for how long it has, but its slice does not end soon.
-    Slice,
-}
-
-/// A CPU that one task keeps from a starved one.
-pub(super) struct Held<'r> {
-    at: usize,
-    cpu: &'r CpuInfo,
-    pub(super) curr: &'r CurrTask,
-    task: Option<(usize, &'r TaskInfo)>,
-    kept: Kept,
-    /// A class above sched_ext runs there, or nothing at all: other rules tell.
-    other: bool,
-}
-
-impl Held<'_> {
-    /// What is left of the slice, where that is long.
-    fn slice_ns(&self) -> Option<u64> {
-        let slice = self.task?.1.slice_ns?;
-        (slice >= LONG_SLICE_NS).then_some(slice)
-    }
-
-    /// Whether it is known that it has had the CPU for half of the wait.
-    pub(super) const fn long(&self) -> bool {
-        !matches!(self.kept, Kept::Slice)
-    }
-
-    /// The facts that say so: JSON pointers and what is there.
-    pub(super) fn evidence(&self) -> Vec<(String, u64)> {
-        let mut facts = Vec::new();
-        let mut add = |path: String, value: Option<u64>| facts.extend(value.map(|v| (path, v)));
-        match (self.kept, self.task) {
-            (Kept::Within(_), Some((at, task))) => {
-                add(format!("tasks/{at}/sum_exec_ns"), task.sum_exec_ns);
-                add(format!("tasks/{at}/start_time_ns"), task.start_time_ns);
-            }
-            _ => {
-                let path = format!("cpus/{}/curr/running_ns", self.at);
-                add(path, self.curr.running_ns);
-            }
-        }
-        if let Some((at, _)) = self.task {
-            add(format!("tasks/{at}/slice_ns"), self.slice_ns());
-        }
-        facts
-    }
-}
-
-/// The task that has had a CPU for half of a wait of that length, or that nothing takes it from soon.
-/// Whatever its class is, the idle task does not count.
-pub(super) fn held<'r>(
-    case: &Case<'r>,
-    at: usize,
-    cpu: &'r CpuInfo,
-    wait_ns: u64,
-) -> Option<Held<'r>> {
-    if cpu.online == Some(false) || cpu.idle != Some(false) {
-        return None;
-    }
-    let curr = cpu.curr.as_ref()?;
-    let class = curr.class.as_deref().filter(|class| *class != "idle")?;
-    let task = case.task_at(curr.kva);
-    let long = |ns: &u64| *ns >= wait_ns / 2;
-    let other = case.is_above(class) || stuck::stands(case, cpu);
-    let within = || {
-        let ran = realtime::ran_within(case, task?.1, wait_ns).filter(long);
-        ran.filter(|_| class == "ext" || other)
-    };
-    let mut held = Held {
-        at,
-        cpu,
-        curr,
-        task,
-        kept: Kept::Slice,
-        other,
-    };
-    if let Some(ns) = realtime::running_ns(cpu).filter(long) {
-        held.kept = Kept::Unbroken(ns);
-    } else if let Some(ns) = within() {
-        held.kept = Kept::Within(ns);
-    } else if class != "ext" || held.slice_ns().is_none() {
-        return None;
-    }
-    Some(held)
-}
-
-/// Who holds each CPU that a starved task may use, when all are held or stand still.
-fn holders<'r>(case: &Case<'r>, starved: &StarvedTask) -> Option<Vec<Held<'r>>> {
-    realtime::on_all(case, starved, held)
-}
-
-/// How sure it is that a starved task waits for the tasks that hold its CPUs.
-fn sure(held: &[Held<'_>]) -> Confidence {
-    let firm = |held: &Held<'_>| held.other || (held.long() && held.slice_ns().is_some());
-    if held.iter().all(firm) {
-        Confidence::Likely
-    } else {
-        Confidence::Possible
-    }
-}
-
-/// The same of a starved task, where all of its CPUs are held.
-pub(super) fn taken(case: &Case<'_>, starved: &StarvedTask) -> Option<Confidence> {
-    holders(case, starved).map(|held| sure(&held))
-}
+use super::holders::{self, held_by};
+use super::{Case, Draft, listed, name, waited};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let mut victims = Vec::new();
@@ -135,7 +18,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         if case.user_queue(task).is_none() {
             continue;
         }
-        if let Some(held) = holders(case, task)
+        if let Some(held) = holders::holders(case, task)
             && held.iter().any(|held| !held.other)
         {
             victims.push((index, task));
@@ -166,7 +49,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         }
     };
     let mut draft = Draft::new(
-        sure(&all),
+        holders::sure(&all),
         format!(
             "one task each keeps all CPUs that {} may use: {}; waited up to {}",
             listed(&who),
@@ -188,16 +71,4 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         );
     }
     vec![draft]
-}
-
-/// `busy[101] (ext) for 15.000s without a switch`, or how else it keeps the CPU.
-pub(super) fn held_by(held: &Held<'_>) -> String {
-    let curr = held.curr;
-    let class = curr.class.as_deref().unwrap_or_default();
-    let who = format!("{}[{}] ({class})", curr.comm, curr.pid);
-    match held.kept {
-        Kept::Unbroken(ns) => format!("{who} for {} without a switch", waited(ns / 1_000_000)),
-        Kept::Within(ns) => format!("{who} for {} of the wait or longer", waited(ns / 1_000_000)),
-        Kept::Slice => who,
-    }
 }

@@ -4,7 +4,9 @@
 //! else the kernel threw it out for. The backtrace tells which program it was in, the head of the
 //! kernel's dump in the context of which task.
 
-use super::{Case, Confidence, Draft};
+use scx_postmortem_format::report::ExitInfo;
+
+use super::{Case, Confidence, Draft, listed};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let Some(exit) = &case.report.exit_info else {
@@ -36,9 +38,13 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         }
     });
     let words = message.as_ref().map_or("no message", |(_, words)| words);
+    let missing = missing_queue(case, exit, words);
+    let by = missing
+        .as_ref()
+        .map_or(String::new(), |queue| format!("; {}", queue.by));
     let mut draft = Draft::new(
         Confidence::Certain,
-        format!("{how}{}{whose}: {words}", place.unwrap_or_default()),
+        format!("{how}{}{whose}: {words}{by}", place.unwrap_or_default()),
     )
     .rests_on("exit_info/kind_name", kind);
     if let Some((member, words)) = &message {
@@ -49,6 +55,12 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             .rests_on(format_args!("exit_info/backtrace/{index}/symbol"), symbol)
             .rests_on(format_args!("exit_info/backtrace/{index}/source"), source);
     }
+    if let Some(queue) = missing {
+        draft = draft.advice(queue.advice).rests_on(
+            format_args!("exit_info/backtrace/{}/symbol", queue.frame),
+            queue.symbol,
+        );
+    }
     if let Some(task) = task {
         draft = draft
             .rests_on(format_args!("{}comm", task.path), &task.comm)
@@ -58,6 +70,53 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         }
     }
     vec![draft]
+}
+
+/// A task that was put into a queue that is not there.
+struct MissingQueue<'r> {
+    by: &'static str,
+    frame: usize,
+    symbol: &'r str,
+    advice: String,
+}
+
+/// What the kernel says when it does not find a queue (`find_dsq_for_dispatch()`): by then the
+/// program has returned, and only the kernel's own functions tell which callback it was.
+fn missing_queue<'r>(case: &Case<'r>, exit: &'r ExitInfo, words: &str) -> Option<MissingQueue<'r>> {
+    if !words.starts_with("non-existent DSQ ") {
+        return None;
+    }
+    let scheduler = case.report.scheduler.as_ref();
+    let selects = scheduler.is_none_or(|s| s.has_ops.iter().any(|op| op == "select_cpu"));
+    let mut frames = exit.backtrace.iter().enumerate();
+    let (frame, symbol, by) = frames.find_map(|(index, frame)| {
+        let symbol = frame.symbol.as_deref()?;
+        let by = match symbol.split('+').next()? {
+            "do_enqueue_task" | "scx_do_enqueue_task" if selects => {
+                "ops.enqueue() or ops.select_cpu() had put the task there"
+            }
+            "do_enqueue_task" | "scx_do_enqueue_task" => "ops.enqueue() had put the task there",
+            "flush_dispatch_buf" | "scx_flush_dispatch_buf" | "balance_one" | "balance_scx" => {
+                "ops.dispatch() had put the task there"
+            }
+            _ => return None,
+        };
+        Some((index, symbol, by))
+    })?;
+    let dsqs = case.report.dsqs.iter().filter(|dsq| dsq.origin == "user");
+    let there: Vec<String> = dsqs.map(|dsq| dsq.id.to_string()).collect();
+    let there = match &there[..] {
+        [] => "it has none of its own".to_owned(),
+        some => format!("it has {}", listed(some)),
+    };
+    Some(MissingQueue {
+        by,
+        frame,
+        symbol,
+        advice: format!(
+            "create the queue with scx_bpf_create_dsq(), in ops.init() for instance, before a task is put there, or put it into one that the scheduler has: {there}"
+        ),
+    })
 }
 
 /// The task in whose context the call failed.

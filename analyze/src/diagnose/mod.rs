@@ -11,17 +11,21 @@ mod arena_full;
 mod bypass;
 mod cpu_hog;
 mod error_exit;
+mod holders;
 mod idle_cpu;
 pub(crate) mod kernel_panic;
 mod lock_holder;
 mod other_scheduler;
+mod outranked;
 mod queue;
+mod queues;
 mod realtime;
 mod ringbuf;
 mod slow_program;
 mod starved;
 mod stranded;
 mod stuck;
+mod vtime;
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -111,7 +115,7 @@ impl Draft {
 type Rule = fn(&Case<'_>) -> Vec<Draft>;
 
 /// The rules, the one that explains most first.
-const RULES: [(&str, Rule); 19] = [
+const RULES: [(&str, Rule); 21] = [
     ("kernel-panic", kernel_panic::find),
     ("error-exit", error_exit::find),
     ("other-scheduler-failed", other_scheduler::find),
@@ -128,6 +132,8 @@ const RULES: [(&str, Rule); 19] = [
     (LOCK_HOLDER, lock_holder::find),
     (RINGBUF, ringbuf::find),
     ("slow-program", slow_program::find),
+    ("vtime-ahead", vtime::find),
+    ("queue-outranked", outranked::find),
     ("queue-stopped", queue::stopped),
     ("bypass", bypass::find),
     ("aborting", aborting::find),
@@ -233,7 +239,7 @@ struct Case<'r> {
     /// The same of the queues.
     dsqs: HashMap<u64, usize>,
     /// Of each CPU the tasks of classes above sched_ext.
-    above: HashMap<u32, realtime::Above>,
+    above: HashMap<u32, holders::Above>,
     /// The newest of all CPUs' clocks.
     newest_clock_ns: Option<u64>,
     /// The CPUs that `cpu-stuck` tells of, once somebody has asked.
@@ -257,7 +263,7 @@ impl<'r> Case<'r> {
         for (at, dsq) in report.dsqs.iter().enumerate() {
             case.dsqs.entry(dsq.dsq_kva.0).or_insert(at);
         }
-        case.above = realtime::above(&case);
+        case.above = holders::above(&case);
         case
     }
 
@@ -310,7 +316,13 @@ impl<'r> Case<'r> {
     /// Whether nothing was ever taken from the user queue that a task is in.
     fn never_consumed(&self, starved: &StarvedTask) -> bool {
         self.user_queue(starved)
-            .is_some_and(|(_, dsq)| dsq.nr > 0 && queue::left(dsq) == 0)
+            .is_some_and(|(_, dsq)| dsq.nr > 0 && queues::left(dsq) == 0)
+    }
+
+    /// Whether a CPU has taken no tick for so long that `cpu-stuck` tells of it.
+    fn stands(&self, cpu: &CpuInfo) -> bool {
+        let standing = self.standing.get_or_init(|| stuck::standing(self));
+        standing.contains(&cpu.cpu)
     }
 
     /// The map at that address, when it is one of the scheduler's.

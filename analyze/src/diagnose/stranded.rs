@@ -4,7 +4,7 @@
 //! offline, or when a task of a class above takes it, unless `ops.cpu_release()` calls
 //! `scx_bpf_reenqueue_local()`; or while the task that it runs has a slice that does not end.
 
-use super::{Case, Confidence, Draft, cpu_hog, idle_cpu, listed, name, realtime, stuck, waited};
+use super::{Case, Confidence, Draft, holders, listed, name, waited};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = case.report.cpus.iter().enumerate();
@@ -14,11 +14,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             .starved()
             .filter(|(_, task)| task.dsq_origin.as_deref() == Some(&*origin))
             // With no other CPU to go to, the queue makes no difference.
-            .filter(|(_, task)| !realtime::hogged(case, task))
+            .filter(|(_, task)| !holders::hogged(case, task))
             .collect();
         let (_, longest) = tasks.first()?;
         let class = cpu.curr.as_ref().and_then(|curr| curr.class.as_deref());
-        let hog = realtime::hog(case, at, cpu, realtime::wait_ns(longest));
+        let hog = holders::hog(case, at, cpu, holders::wait_ns(longest));
         let (confidence, why, path, value, advice) = if cpu.online == Some(false) {
             let advice = "ops.cpu_offline(): do not dispatch to a CPU that is gone";
             (Confidence::Certain, "is offline".to_owned(), format!("cpus/{at}/online"), "false".to_owned(), advice)
@@ -32,7 +32,7 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
                 _ => Confidence::Possible,
             };
             (sure, why, format!("cpus/{at}/curr/class"), class.to_owned(), advice)
-        } else if let Some(idle_ns) = idle_cpu::sleeps(cpu) {
+        } else if let Some(idle_ns) = holders::sleeps(cpu) {
             let advice = "kick a CPU (scx_bpf_kick_cpu()) after a task was put on its local queue";
             (
                 Confidence::Likely,
@@ -43,11 +43,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             )
         } else {
             // One that stands is another rule's.
-            let held = cpu_hog::held(case, at, cpu, realtime::wait_ns(longest));
-            let held = held.filter(|_| !stuck::stands(case, cpu))?;
+            let held = holders::held(case, at, cpu, holders::wait_ns(longest));
+            let held = held.filter(|_| !case.stands(cpu))?;
             let (path, value) = held.evidence().into_iter().next()?;
             let advice = "give slices that end, or take the CPU away with SCX_KICK_PREEMPT after a task was put on its local queue";
-            let why = format!("runs {}", cpu_hog::held_by(&held));
+            let why = format!("runs {}", holders::held_by(&held));
             let sure = if held.long() { Confidence::Likely } else { Confidence::Possible };
             (sure, why, path, value.to_string(), advice)
         };

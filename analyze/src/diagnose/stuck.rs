@@ -8,6 +8,8 @@
 //! A CPU that takes its ticks and does not let a task of the highest class run has preemption
 //! off: the detector of soft lockups (kernel/watchdog.c) keeps such a task, and notes when it ran.
 
+use std::collections::HashSet;
+
 use scx_postmortem_format::report::{CpuInfo, CurrTask, Frame, TaskInfo};
 
 use super::{Case, Confidence, Draft, program_name};
@@ -29,17 +31,14 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         .collect()
 }
 
-/// Whether a CPU has taken no tick for so long that another rule tells of it.
-pub(super) fn stands(case: &Case<'_>, cpu: &CpuInfo) -> bool {
-    let all = || {
-        let cpus = case.report.cpus.iter().enumerate();
-        let standing = cpus.filter(|&(at, cpu)| {
-            let newest = case.newest_clock_ns;
-            newest.is_some_and(|newest| stuck(case, at, cpu, newest).is_some())
-        });
-        standing.map(|(_, cpu)| cpu.cpu).collect()
+/// The CPUs that have taken no tick for so long that this tells of them.
+pub(super) fn standing(case: &Case<'_>) -> HashSet<u32> {
+    let Some(newest) = case.newest_clock_ns else {
+        return HashSet::new();
     };
-    case.standing.get_or_init(all).contains(&cpu.cpu)
+    let cpus = case.report.cpus.iter().enumerate();
+    let standing = cpus.filter(|&(at, cpu)| stuck(case, at, cpu, newest).is_some());
+    standing.map(|(_, cpu)| cpu.cpu).collect()
 }
 
 /// The task that a CPU runs, when it is in the kernel and not idle.
@@ -132,10 +131,11 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
 /// CPUs that take their ticks and cannot be preempted.
 pub(super) fn not_preempted(case: &Case<'_>) -> Vec<Draft> {
     let cpus = case.report.cpus.iter().enumerate();
-    cpus.filter_map(|(at, cpu)| held(case, at, cpu)).collect()
+    cpus.filter_map(|(at, cpu)| without_preemption(case, at, cpu))
+        .collect()
 }
 
-fn held(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
+fn without_preemption(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
     let (curr, task_at, task) = inside(case, cpu)?;
     // One of that class is there already.
     if curr.class.as_deref() == Some("stop") || cpu.clock_behind_ns? >= BEHIND_NS {

@@ -2,9 +2,9 @@
 
 use scx_postmortem_format::report::{
     ActiveInfo, ArenaInfo, Callback, CpuContext, CpuIdle, CpuThrottling, CpuTick, CurrTask,
-    DlServer, DsqInfo, DumpCpu, DumpTask, ExitInfo, FailureDumpRingbuf, Flags, Frame, Hex,
-    KernelDump, KernelInfo, LockInfo, LogRecord, MapRef, NamedId, NamedTask, ProgramInfo,
-    ProgramStats, QueuedTask, RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
+    DlServer, DsqChange, DsqInfo, DumpCpu, DumpTask, EarlyLateDiff, ExitInfo, FailureDumpRingbuf,
+    Flags, Frame, Hex, KernelDump, KernelInfo, LockInfo, LogRecord, MapRef, NamedId, NamedTask,
+    ProgramInfo, ProgramStats, QueuedTask, RingRecord, SchedulerInfo, SoftLockup, StorageOwner,
 };
 
 use super::*;
@@ -628,6 +628,65 @@ fn an_error_exit_names_the_task_and_rests_on_what_is_there() {
     let (what, paths) = first(&failed("x", None));
     assert!(what.contains("while CPU 1 ran busy[101]: x"), "{what}");
     assert_eq!(paths.get(2), of(&["cpus/1/curr/comm"]).first());
+}
+
+/// By then the program has returned: only the kernel's own functions are on the stack.
+#[test]
+fn a_queue_that_is_not_there_is_told_with_who_put_a_task_into_it() {
+    let told = |function: &str, has_ops: &[&str]| {
+        let mut report = failed("non-existent DSQ 0xbad", None);
+        report.scheduler = Some(SchedulerInfo {
+            has_ops: has_ops.iter().map(|&op| op.to_owned()).collect(),
+            ..SchedulerInfo::default()
+        });
+        if let Some(exit) = &mut report.exit_info {
+            exit.kind_name = Some("SCX_EXIT_ERROR".into());
+            exit.backtrace = ["scx_vexit+0x1/0x2", function, "enqueue_task+0x3/0x4"]
+                .map(|symbol| Frame {
+                    symbol: Some(symbol.into()),
+                    ..Frame::default()
+                })
+                .to_vec();
+        }
+        let found = findings(&report, &[])
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        assert_eq!(found.rule, "error-exit");
+        let frame = "/postmortem/exit_info/backtrace/1/symbol";
+        let known = found
+            .evidence
+            .iter()
+            .any(|e| e.path == frame && e.value == function);
+        assert_eq!(known, found.advice.is_some());
+        (found.what, found.advice)
+    };
+    let (what, advice) = told("scx_do_enqueue_task+0x1/0x2", &["enqueue", "dispatch"]);
+    assert_eq!(
+        what,
+        "the kernel threw the scheduler out for an error: non-existent DSQ 0xbad; ops.enqueue() had put the task there"
+    );
+    assert_eq!(
+        advice.as_deref(),
+        Some(
+            "create the queue with scx_bpf_create_dsq(), in ops.init() for instance, before a task is put there, or put it into one that the scheduler has: it has 0x42"
+        )
+    );
+    let (what, _) = told("do_enqueue_task+0x1/0x2", &["select_cpu", "enqueue"]);
+    assert!(
+        what.ends_with("; ops.enqueue() or ops.select_cpu() had put the task there"),
+        "{what}"
+    );
+    let (what, _) = told("flush_dispatch_buf+0x1/0x2", &["enqueue"]);
+    assert!(
+        what.ends_with("; ops.dispatch() had put the task there"),
+        "{what}"
+    );
+    let (what, advice) = told("worker_thread+0x1/0x2", &["enqueue"]);
+    assert!(
+        what.ends_with("non-existent DSQ 0xbad") && advice.is_none(),
+        "{what}"
+    );
 }
 
 #[test]
@@ -1323,4 +1382,196 @@ fn a_kernel_that_failed_comes_first() {
     ));
     let panic = "the guest's kernel panicked: sysrq triggered crash (busybox[101] on CPU 1)";
     assert_eq!(told(&report), found(panic));
+}
+
+/// Queue 0x42 has task 7 alone, and tasks come and go on another that both CPUs could take from.
+fn outranked() -> PostmortemReport {
+    let mut report = stalled("0-1");
+    report.tasks[1].cpu = Some(0);
+    let served = report.dsqs.first_mut().unwrap();
+    served.tasks.truncate(1);
+    served.nr = 1;
+    report.dsqs.push(DsqInfo {
+        id: Hex(0x43),
+        origin: "user".into(),
+        dsq_kva: Hex(0xd100),
+        nr: 1,
+        seq: 5000,
+        tasks: vec![QueuedTask {
+            task_kva: Hex(0x8000),
+            runnable_age_ms: Some(40),
+            ..QueuedTask::default()
+        }],
+        ..DsqInfo::default()
+    });
+    report
+}
+
+#[test]
+fn a_queue_that_another_comes_before() {
+    let report = outranked();
+    let found = findings(&report, &[]);
+    let [found] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(
+        (&*found.rule, &*found.confidence),
+        ("queue-outranked", "possible")
+    );
+    assert_eq!(
+        found.what,
+        "tasks wait in DSQ 0x42 (user), which was served before, while others are taken from DSQ 0x43 (user), where the oldest has waited for 0.040s: ops.dispatch() seems to look at the former only when the latter is empty, or not any more; victim[7] waited up to 20.000s"
+    );
+    let facts: Vec<_> = found
+        .evidence
+        .iter()
+        .map(|e| (&*e.path, &*e.value))
+        .collect();
+    assert!(facts.contains(&("/postmortem/dsqs/1/tasks/0/runnable_age_ms", "40")));
+    // What makes another explanation the better one, or leaves nothing to compare with.
+    let changes: [fn(&mut PostmortemReport); 7] = [
+        |r| r.dsqs[1].tasks[0].runnable_age_ms = Some(2501),
+        |r| r.dsqs[1].tasks[0].runnable_age_ms = None,
+        |r| r.dsqs[1].seq = 2,
+        |r| r.dsqs[1].tasks.clear(),
+        |r| r.dsqs[1].sched_kva = Some(Hex(0x5000)),
+        |r| r.cpus[0].idle = Some(true),
+        |r| r.tasks[0].cpus_allowed = Some("0".into()),
+    ];
+    for (at, change) in changes.into_iter().enumerate() {
+        let mut other = outranked();
+        change(&mut other);
+        let told = rules(&other);
+        assert!(
+            !told.contains(&"queue-outranked".to_owned()),
+            "{at}: {told:?}"
+        );
+        assert!(told.contains(&"queue-stopped".to_owned()), "{at}: {told:?}");
+    }
+    // Two images show what was taken from each.
+    let mut dual = outranked();
+    let change = |id, kva, taken| DsqChange {
+        id: Hex(id),
+        dsq_kva: Hex(kva),
+        early_nr: Some(1),
+        late_nr: Some(1),
+        taken_out: Some(taken),
+        ..DsqChange::default()
+    };
+    dual.scheduler = Some(SchedulerInfo {
+        watchdog_timeout_ms: Some(8000),
+        ..SchedulerInfo::default()
+    });
+    dual.diff = Some(Box::new(EarlyLateDiff {
+        elapsed_ns: Some(9_000_000_000),
+        dsqs: vec![change(0x42, 0xd000, 0), change(0x43, 0xd100, 700)],
+        ..EarlyLateDiff::default()
+    }));
+    let told = findings(&dual, &[]);
+    let told: Vec<_> = told.iter().map(|f| (&*f.rule, &*f.confidence)).collect();
+    assert_eq!(
+        told,
+        [
+            ("queue-untouched", "certain"),
+            ("queue-outranked", "likely")
+        ]
+    );
+}
+
+/// Nobody can tell whether it would be looked at if the other were empty.
+#[test]
+fn a_queue_that_was_never_served_may_be_outranked() {
+    let mut report = outranked();
+    report.dsqs[0].seq = 1;
+    let advice = |report: &PostmortemReport| {
+        let found = findings(report, &[]);
+        let [found] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(found.rule, "queue-never-consumed");
+        (found.confidence.clone(), found.advice.clone().unwrap())
+    };
+    // It is one single task, which the watchdog would have let wait for longer.
+    report.scheduler = Some(SchedulerInfo {
+        watchdog_timeout_ms: Some(30_000),
+        ..SchedulerInfo::default()
+    });
+    let (sure, words) = advice(&report);
+    assert_eq!(sure, "likely");
+    assert!(
+        words.ends_with("; if it does so only when DSQ 0x43 (user) is empty, which is served all the while, give this one a share"),
+        "{words}"
+    );
+    report.dsqs[1].tasks.clear();
+    let (_, words) = advice(&report);
+    assert!(
+        words.ends_with("on the CPUs that its tasks may use"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_task_far_ahead_in_virtual_time() {
+    let queued = |kva, ms, vtime| QueuedTask {
+        task_kva: Hex(kva),
+        runnable_age_ms: Some(ms),
+        runnable_age_jiffies: Some(ms / 4),
+        dsq_vtime: Some(vtime),
+        slice_ns: Some(5_000_000),
+        ..QueuedTask::default()
+    };
+    // Its virtual time has gone round since.
+    let report = |by: u64| {
+        let mut report = stalled("0-1");
+        let start = u64::MAX - 10_000_000;
+        report.tasks[1].cpu = Some(0);
+        report.dsqs[0].order = Some("vtime".into());
+        report.dsqs[0].tasks = vec![
+            queued(0x8000, 40, start),
+            queued(0x9000, 20, start + 6_000_000),
+            queued(0x7000, 20_000, (start + 6_000_000).wrapping_add(by)),
+        ];
+        report.dsqs[0].nr = 3;
+        report.starved[0].dsq_position = Some(2);
+        report
+    };
+    // Those before it are 6 ms apart, and 16 times that is far.
+    let found = findings(&report(96_000_000), &[]);
+    let [found] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(
+        (&*found.rule, &*found.confidence),
+        ("vtime-ahead", "likely")
+    );
+    assert_eq!(
+        found.what,
+        "victim[7] has waited for 20.000s in DSQ 0x42 (user), which is ordered by virtual time, since its own is far ahead: 2 younger tasks are before it, and dsq_vtime is 96000000 more than the last of theirs"
+    );
+    assert!(
+        rules(&report(95_999_999)).is_empty() || rules(&report(95_999_999)) == ["starved-task"]
+    );
+    let changes: [fn(&mut PostmortemReport); 5] = [
+        // It is not served at all: these have waited as long.
+        |r| r.dsqs[0].tasks[0].runnable_age_ms = Some(2501),
+        |r| r.dsqs[0].tasks[1].runnable_age_ms = None,
+        |r| r.dsqs[0].order = Some("fifo".into()),
+        |r| r.dsqs[0].tasks[2].dsq_vtime = None,
+        // Its turn is next.
+        |r| drop(r.dsqs[0].tasks.drain(..2)),
+    ];
+    for (at, change) in changes.into_iter().enumerate() {
+        let mut other = report(96_000_000);
+        change(&mut other);
+        let told = rules(&other);
+        assert!(!told.contains(&"vtime-ahead".to_owned()), "{at}: {told:?}");
+    }
+    // Those before it may only run where it may not.
+    let mut bound = report(96_000_000);
+    bound.tasks[0].cpus_allowed = Some("1".into());
+    bound.tasks[1].cpus_allowed = Some("0".into());
+    bound.dsqs[0].tasks.remove(1);
+    assert!(!rules(&bound).contains(&"vtime-ahead".to_owned()));
+    bound.tasks[1].cpus_allowed = Some("0-1".into());
+    assert!(rules(&bound).contains(&"vtime-ahead".to_owned()));
 }

@@ -229,8 +229,10 @@ pub fn report_from(
 fn kernel_of(name: &str, mut image: Image, tables: &[&Path]) -> Result<Kernel, OpenError> {
     if let Some(wanted) = tables::needed(&image).map(str::to_owned)
         && let Some(fits) = tables::choose(tables, &wanted)
+            .map(Path::to_owned)
+            .or_else(|| tables::beside(Path::new(name), &wanted))
     {
-        image = tables::supply(image, fits).map_err(OpenError::Tables)?;
+        image = tables::supply(image, &fits).map_err(OpenError::Tables)?;
     }
     Kernel::find(image, &Overrides::default()).map_err(|why| OpenError::NoKernel {
         path: name.to_owned(),

@@ -188,7 +188,7 @@ impl Kernel {
         let mut provenance = Vec::new();
         if let Some(id) = crate::tables::needed(&image) {
             return Err(format!(
-                "the capture was reduced to what is not in the kernel tables {id}; supply these with --kernel-tables FILE"
+                "the capture was reduced to what is not in the kernel tables {id}; supply these with --kernel-tables FILE, or put that file beside the capture, with `tables` in its name"
             ));
         }
         let vmcoreinfo = find_vmcoreinfo(&image, overrides, &mut provenance)?;

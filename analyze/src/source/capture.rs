@@ -115,9 +115,9 @@ pub(super) fn open_early<B: Store + Send + 'static>(
 ) -> Result<Image, OpenError> {
     let capture = container(bytes, path)?;
     if !capture.preamble().dual {
-        return Err(OpenError::NoUse {
+        return Err(OpenError::NotDual {
             path: path.to_owned(),
-            why: "this capture holds one image; expected a dual one, with an early and a late image",
+            what: "this capture holds one image",
         });
     }
     let half = capture.early().map(|early| Half {

@@ -139,16 +139,6 @@ pub fn describe(path: &Path) -> Result<Facts, OpenError> {
         },
     );
     add("memory", size(held(&capture)));
-    for s in capture.segments().iter().take(MAX_RANGES) {
-        add(
-            "",
-            format!("{:#x}..{:#x}", s.gpa, s.gpa.saturating_add(s.bytes)),
-        );
-    }
-    match capture.segments().len().saturating_sub(MAX_RANGES) {
-        0 => {}
-        more => add("", format!("and {more} more ranges")),
-    }
     add("vCPUs", vcpus(capture.notes()).to_string());
     match capture.manifest() {
         Ok(manifest) => {
@@ -201,6 +191,16 @@ pub fn describe(path: &Path) -> Result<Facts, OpenError> {
         damaged = true;
         add("damage", recovered.to_string());
     }
+    // Last, for there can be many.
+    for (number, s) in capture.segments().iter().take(MAX_RANGES).enumerate() {
+        let key = if number == 0 { "ranges" } else { "" };
+        let end = s.gpa.saturating_add(s.bytes);
+        add(key, format!("{:#x}..{end:#x}", s.gpa));
+    }
+    match capture.segments().len().saturating_sub(MAX_RANGES) {
+        0 => {}
+        more => add("", format!("and {more} more ranges")),
+    }
     Ok(Facts { lines, damaged })
 }
 
@@ -230,7 +230,7 @@ fn timed(timings: &Timings) -> Vec<String> {
     let ms = |what: &str, ns: Option<u64>| ns.map(|ns| millis(what, ns));
     let wall = timings.taken_unix_ns.map(|ns| {
         let (seconds, rest) = (ns / 1_000_000_000, ns / 1_000_000 % 1000);
-        format!("taken at {seconds}.{rest:03} s since 1970")
+        format!("taken at {}.{rest:03}Z", utc(seconds))
     });
     let lines = [
         wall,
@@ -241,13 +241,37 @@ fn timed(timings: &Timings) -> Vec<String> {
     lines.into_iter().flatten().collect()
 }
 
-/// Bytes, and MiB where that is shorter to read.
-fn size(bytes: u64) -> String {
+/// `2026-11-22T04:26:48` of seconds since 1970.
+fn utc(seconds: u64) -> String {
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
     format!(
-        "{bytes} bytes ({}.{} MiB)",
-        bytes >> 20,
-        ((bytes & 0xf_ffff) * 10) >> 20
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}",
+        of_day / 3600,
+        of_day / 60 % 60,
+        of_day % 60
     )
+}
+
+/// Year, month and day of days since 1970, in years that begin in March: then only their end differs.
+const fn date(days: u64) -> (u64, u64, u64) {
+    let days = days.saturating_add(719_468);
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let (month, next) = match from_march {
+        0..=9 => (from_march + 3, 0),
+        _ => (from_march - 9, 1),
+    };
+    (era * 400 + year + next, month, day)
+}
+
+/// Bytes, and MiB, to the nearest tenth.
+fn size(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10 + (1 << 19)) >> 20;
+    format!("{bytes} bytes ({}.{} MiB)", tenths / 10, tenths % 10)
 }
 
 /// Checks every frame of a capture.
@@ -340,6 +364,13 @@ pub fn export(
         }));
     }
     let capture = container(bytes, &name).map_err(ExportError::Input)?;
+    let manifest = capture.manifest().ok();
+    if manifest.is_some_and(|manifest| manifest.kernel_tables.is_some()) {
+        return Err(ExportError::Input(OpenError::NoUse {
+            path: name,
+            why: "the kernel's types and symbols are in a file of their own (analyze tables), and a core without them is of no use to drgn, crash or gdb; export the capture that this one was made of, or reduce that without --kernel-tables",
+        }));
+    }
     let failed = |e: std::io::Error| ExportError::Output(e.to_string());
     let mut file = AtomicFile::create(output, Existing::Replace).map_err(failed)?;
     let report = |p: scx_postmortem_format::capture::Progress| {
@@ -364,5 +395,31 @@ pub fn export(
             file.commit().map_err(failed)?;
             Ok(Exported::Whole(recovered.map(ToString::to_string)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_as_people_write_them() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (1_795_321_608, "2026-11-22T04:26:48"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+        assert!(!utc(u64::MAX).is_empty());
+        assert_eq!(size(0), "0 bytes (0.0 MiB)");
+        assert_eq!(size(1_572_864), "1572864 bytes (1.5 MiB)");
+        assert_eq!(size(1_048_575), "1048575 bytes (1.0 MiB)");
+        assert_eq!(
+            size(u64::MAX),
+            "18446744073709551615 bytes (17592186044416.0 MiB)"
+        );
     }
 }

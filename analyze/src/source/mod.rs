@@ -190,9 +190,9 @@ impl Image {
         let bytes = FileBytes::open(path)?;
         let name = path.display().to_string();
         if bytes.is_empty() || bytes.starts_with(b"\x7fELF") {
-            return Err(OpenError::NoUse {
+            return Err(OpenError::NotDual {
                 path: name,
-                why: "this is no capture; expected a dual one, with an early and a late image",
+                what: "this is no capture",
             });
         }
         capture::open_early(bytes, &name)

@@ -84,9 +84,15 @@ pub struct SchedulerChange {
     /// `exit_kind` in the early image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_exit_kind: Option<u32>,
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_exit_kind_name: Option<String>,
     /// `exit_kind` in the late image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late_exit_kind: Option<u32>,
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late_exit_kind_name: Option<String>,
 }
 
 /// A task that waits all the while.

@@ -176,7 +176,8 @@ pub struct DumpComparison {
     pub grown: u32,
     /// Tasks that waited in the dump and have not moved since: their values are compared.
     pub tasks: u32,
-    /// Tasks of the dump that ran, or were queued again, after the kernel's line about them.
+    /// Tasks of the dump that ran, or were queued again, after the kernel's line about them, or that
+    /// became runnable while the kernel wrote it.
     pub moved: u32,
     /// The time from the dump's first lines to the stop, jiffies: by how much those tasks' ages
     /// differ at most. Absent when no task tells.

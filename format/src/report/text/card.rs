@@ -8,7 +8,7 @@ use super::super::postmortem::{CpuInfo, DsqInfo, PostmortemReport, StarvedTask, 
 use super::super::value::RenderedValue;
 use super::escape::Escaped;
 use super::postmortem::{Ago, Facts, FlagList, Nanos, more, on_cpu_ns, task_name};
-use super::stacks::frame_line;
+use super::stacks::{frame_line, writes_dump};
 
 /// CPUs, frames and lines of a value that are shown.
 const SHOWN_CPUS: usize = 16;
@@ -123,7 +123,12 @@ fn cpus(own: &PostmortemReport, worst: &StarvedTask, task: &TaskInfo) -> Vec<Str
         })
         .collect();
     for cpu in may.iter().take(SHOWN_CPUS) {
-        lines.push(format!("  cpu {}: {}", cpu.cpu, doing(cpu)));
+        let dump = if writes_dump(own, cpu) {
+            ", interrupted to write the kernel's dump"
+        } else {
+            ""
+        };
+        lines.push(format!("  cpu {}: {}{dump}", cpu.cpu, doing(cpu)));
     }
     lines.extend(more(may.len(), SHOWN_CPUS).map(|text| format!("  {text}")));
     lines

@@ -7,7 +7,7 @@ use super::super::diff::{
 };
 use super::super::locks::NamedTask;
 use super::escape::Escaped;
-use super::postmortem::{Millis, Nanos, SHOWN_ROWS, section};
+use super::postmortem::{Millis, Nanos, SHOWN_ROWS, count, section};
 
 /// Tasks that are named in one line.
 const NAMED: usize = 12;
@@ -234,12 +234,18 @@ fn cut(mut lines: Vec<String>) -> Vec<String> {
 }
 
 fn scheduler(change: &SchedulerChange) -> String {
-    let of = |name: &Option<String>, state: &Option<String>, kind: Option<u32>| {
+    let of = |name: &Option<String>,
+              state: &Option<String>,
+              kind: Option<u32>,
+              known: &Option<String>| {
         let name = name.as_deref().unwrap_or("none");
         let state = state
             .as_deref()
             .map(|state| format!(", {}", Escaped(state)));
-        let kind = kind.map(|kind| format!(", exit kind {kind}"));
+        let kind = kind.map(|kind| match known {
+            Some(known) => format!(", exit kind {kind} ({})", Escaped(known)),
+            None => format!(", exit kind {kind}"),
+        });
         format!(
             "{}{}{}",
             Escaped(name),
@@ -251,8 +257,14 @@ fn scheduler(change: &SchedulerChange) -> String {
         &change.early_name,
         &change.early_state,
         change.early_exit_kind,
+        &change.early_exit_kind_name,
     );
-    let late = of(&change.late_name, &change.late_state, change.late_exit_kind);
+    let late = of(
+        &change.late_name,
+        &change.late_state,
+        change.late_exit_kind,
+        &change.late_exit_kind_name,
+    );
     if early == late && change.same {
         format!("{late}, as before")
     } else if change.same {
@@ -271,11 +283,13 @@ fn dsq(change: &DsqChange, other_boot: bool) -> String {
     let label = format!("{id} ({})", Escaped(&change.origin));
     let (early, late) = match (change.early_nr, change.late_nr) {
         (Some(early), Some(late)) => (early, late),
-        (None, Some(late)) => return format!("{label}: new, {late} tasks"),
-        (early, None) => return format!("{label}: gone, had {} tasks", early.unwrap_or(0)),
+        (None, Some(late)) => return format!("{label}: new, {}", count(late, "task")),
+        (early, None) => {
+            return format!("{label}: gone, had {}", count(early.unwrap_or(0), "task"));
+        }
     };
     if other_boot {
-        return format!("{label}: {early} tasks, now {late}");
+        return format!("{label}: {}, now {late}", count(early, "task"));
     }
     let flow = match (change.put_in, change.taken_out) {
         (Some(put), Some(0)) if early > 0 => format!("{put} put in, none taken out"),
@@ -283,7 +297,7 @@ fn dsq(change: &DsqChange, other_boot: bool) -> String {
         (Some(put), None) => format!("{put} put in"),
         _ => "made anew".to_owned(),
     };
-    format!("{label}: {early} tasks, now {late}; {flow}")
+    format!("{label}: {}, now {late}; {flow}", count(early, "task"))
 }
 
 fn cpu(change: &CpuChange) -> String {

@@ -161,12 +161,12 @@ impl PostmortemReport {
                 Escaped(&finding.confidence),
                 Escaped(&finding.rule)
             ));
+            let advice = finding.advice.iter();
+            lines.extend(advice.map(|advice| format!("   → {}", Escaped(advice))));
             let evidence = finding.evidence.iter();
             let evidence =
                 evidence.map(|e| format!("{} = {}", Escaped(&e.path), Escaped(&e.value)));
             lines.extend(evidence.map(|fact| format!("     {fact}")));
-            let advice = finding.advice.iter();
-            lines.extend(advice.map(|advice| format!("   → {}", Escaped(advice))));
         }
         if lines.is_empty() {
             // A block that says nothing of what happened was made without the rules.
@@ -510,7 +510,7 @@ fn dump_differences(compared: &DumpComparison) -> Vec<String> {
     let mut lines = vec![
         facts.join(", "),
         format!(
-            "{} waiting tasks had not moved since, {} had",
+            "{} waiting tasks had not moved since; {} had, or became runnable while it was written",
             compared.tasks, compared.moved
         ),
     ];

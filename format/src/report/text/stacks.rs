@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::super::hex::Hex;
-use super::super::postmortem::{Frame, PostmortemReport, TaskInfo};
+use super::super::postmortem::{CpuInfo, Frame, PostmortemReport, TaskInfo};
 use super::escape::Escaped;
 use super::postmortem::{SHOWN_ROWS, more};
 
@@ -17,6 +17,25 @@ pub(super) fn frame_line(frame: &Frame) -> String {
     let source = frame.source.as_deref().map(Escaped);
     let source = source.map_or(String::new(), |source| format!(" ({source})"));
     format!("{:>18} {symbol}{source}", frame.addr)
+}
+
+/// Whether a CPU was stopped while it wrote the kernel's dump: it does so in an interrupt, and the
+/// task that it ran before has nothing to do with it (kernel/sched/ext.c: `scx_error_irq_workfn()`,
+/// or `scx_disable_irq_workfn()` from 7.1 on).
+pub(super) fn writes_dump(report: &PostmortemReport, cpu: &CpuInfo) -> bool {
+    let curr = cpu.curr.as_ref();
+    let runs = |task: &&TaskInfo| curr.is_some_and(|curr| curr.kva == task.kva);
+    let stack = report.tasks.iter().find(runs);
+    stack.into_iter().flat_map(|task| &task.stack).any(|frame| {
+        let symbol = frame.symbol.as_deref().unwrap_or_default();
+        let function = symbol.split('+').next().unwrap_or_default();
+        [
+            "scx_dump_state",
+            "scx_error_irq_workfn",
+            "scx_disable_irq_workfn",
+        ]
+        .contains(&function)
+    })
 }
 
 pub(super) fn stacks(report: &PostmortemReport) -> Vec<String> {
