@@ -3,10 +3,10 @@
 """`capture run --backend kvm` where there is no hardware for it: in a guest of QEMU's software
 emulation that has AMD's virtualisation, and in it the guest whose scheduler fails.
 
-    tests/guest/nested.py                       all cases; CI runs none of them so far
+    tests/guest/nested.py                       all cases
     tests/guest/nested.py --case error,exits    some of the cases
     tests/guest/nested.py --exits 20            error exits that are counted
-    tests/guest/nested.py --short               tiny guests, stall, error and dual, all in one outer guest
+    tests/guest/nested.py --short               what CI runs: tiny guests, stall, error and dual, all in one outer guest
     tests/guest/nested.py --here                tiny guests and --backend auto on this machine's own /dev/kvm
 
 The outer guest runs a Debian kernel with kvm-amd and busybox. What it is to do is a shell script,
