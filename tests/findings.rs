@@ -120,7 +120,7 @@ const GUESTS: [(&str, &str, &str); 16] = [
     (
         "prio",
         "queue-outranked",
-        "tasks wait in DSQ 0x9109 (user), which was served before, while others are taken from DSQ 0x60d5 (user)",
+        "tasks wait in DSQ 0x9109 (user), while 532 of 533 insertions have left it (taken, or dequeued by the kernel), and others are taken from DSQ 0x60d5 (user)",
     ),
     (
         "ring",

@@ -337,7 +337,9 @@ fn add_history(
     };
     match Timeline::decode(note) {
         Ok(timeline) => {
-            let (history, counters) = history::read(&timeline, remarks);
+            // The file's samples go on to the late image, also in a report on the early one.
+            let until_ns = own.kernel.as_ref().and_then(|k| k.uptime_ns);
+            let (history, counters) = history::read(&timeline, until_ns, remarks);
             own.history = Some(history);
             // In the order of time: what the probe kept is the last of it, if it is there.
             report.event_counter_timeline.splice(0..0, counters);
@@ -710,14 +712,18 @@ fn whereabouts(own: &PostmortemReport, task: &StarvedTask) -> String {
         }
         (_, Some(id), _) => {
             let name = DsqName::find(&own.dsqs, id, Some(task.cpu));
-            let mut queues = own.dsqs.iter();
-            let queue = queues.find(|dsq| Some(dsq.dsq_kva) == task.dsq_kva);
-            if queue.is_some_and(|dsq| !dsq.truncated) {
-                return format!(
-                    "on DSQ {name} by its own word, and not in that queue: it was being moved"
-                );
+            // An id alone names one queue only where no other scheduler has the same.
+            let mut queues = own.dsqs.iter().filter(|dsq| dsq.id == id);
+            match (queues.next(), queues.next()) {
+                (Some(dsq), None)
+                    if !dsq.truncated && u32::try_from(dsq.tasks.len()) == Ok(dsq.nr) =>
+                {
+                    format!(
+                        "on DSQ {name} by its own word, and not in that queue: it was being moved"
+                    )
+                }
+                _ => format!("on DSQ {name}, where it was not found"),
             }
-            format!("on DSQ {name}, which could not be read whole")
         }
         _ => {
             let info = own.tasks.iter().find(|t| t.kva == task.kva);
@@ -828,4 +834,49 @@ fn of_scheduler(own: &PostmortemReport, known: &Known) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use scx_postmortem_format::report::{DsqInfo, QueuedTask};
+
+    use super::*;
+
+    #[test]
+    fn a_task_that_names_a_queue_which_does_not_list_it_was_being_moved() {
+        let task = StarvedTask {
+            dsq_id: Some(Hex(0x42)),
+            ..StarvedTask::default()
+        };
+        let queue = DsqInfo {
+            id: Hex(0x42),
+            origin: "user".into(),
+            nr: 1,
+            tasks: vec![QueuedTask::default()],
+            ..DsqInfo::default()
+        };
+        let said = |dsqs: Vec<DsqInfo>| {
+            let own = PostmortemReport {
+                dsqs,
+                ..PostmortemReport::default()
+            };
+            whereabouts(&own, &task)
+        };
+        let moved = "on DSQ 0x42 (user) by its own word, and not in that queue: it was being moved";
+        assert_eq!(said(vec![queue.clone()]), moved);
+        // Another scheduler has one of that id; or its list was not read to its end.
+        let two = said(vec![queue.clone(), queue.clone()]);
+        assert_eq!(two, "on DSQ 0x42, where it was not found");
+        let lost = "on DSQ 0x42 (user), where it was not found";
+        let short = DsqInfo {
+            nr: 2,
+            ..queue.clone()
+        };
+        assert_eq!(said(vec![short]), lost);
+        let cut = DsqInfo {
+            truncated: true,
+            ..queue
+        };
+        assert_eq!(said(vec![cut]), lost);
+    }
 }

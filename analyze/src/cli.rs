@@ -550,7 +550,8 @@ fn exit_code(kernel: &Kernel, report: &FailureDumpReport) -> u8 {
         !own.warnings.is_empty()
             || !own.anomalies.is_empty()
             || own.unavailable.iter().any(|u| {
-                u.section != analysis::VCPU_REGS
+                let whole_without = [analysis::VCPU_REGS, analysis::PERF_COUNTERS];
+                !whole_without.contains(&&*u.section)
                     && !matches!(
                         u.code,
                         UnavailableCode::NotApplicable | UnavailableCode::NotRead

@@ -14,18 +14,34 @@ const MAX_SHOWN: usize = 240;
 const MAX_SERIES: usize = 1024;
 
 /// The report's own section, and the contract's timeline: one row for each sample whose counters
-/// could be read on all CPUs.
-pub fn read(timeline: &Timeline, remarks: &mut Remarks) -> (History, Vec<EventCounterSample>) {
-    let shown = shown(timeline.len());
+/// could be read on all CPUs. Samples end where the guest had been up for `until_ns`, when the image
+/// was taken.
+pub fn read(
+    timeline: &Timeline,
+    until_ns: Option<u64>,
+    remarks: &mut Remarks,
+) -> (History, Vec<EventCounterSample>) {
     let names = timeline.series();
-    let mut history = History {
-        interval_ms: timeline.interval_ms(),
-        taken: timeline.taken(),
-        held: to_u64(timeline.len()),
-        ..History::default()
-    };
     let place = |name: &str| names.iter().position(|s| s.0 == name && s.1.is_none());
     let (uptime, scheduler) = (place(series::UPTIME_NS), place(series::SCHEDULER));
+    let mut held = 0;
+    let mut later = false;
+    timeline.walk(|_, values| {
+        let at = uptime.and_then(|place| values.get(place).copied().flatten());
+        let at = at.and_then(|ns| u64::try_from(ns).ok());
+        later |= at.zip(until_ns).is_some_and(|(at, until)| at > until);
+        held += usize::from(!later);
+    });
+    let shown = shown(held);
+    let after = timeline.len().saturating_sub(held);
+    let mut history = History {
+        interval_ms: timeline.interval_ms(),
+        // Samples are thinned out only when they are a minute old, and an early image is not that
+        // much earlier.
+        taken: timeline.taken().saturating_sub(to_u64(after)),
+        held: to_u64(held),
+        ..History::default()
+    };
     let sums = Sums::new(names);
     let known = timeline.schedulers();
     // Whether a scheduler is attached is in its own list.
@@ -37,7 +53,12 @@ pub fn read(timeline: &Timeline, remarks: &mut Remarks) -> (History, Vec<EventCo
     let mut number = 0;
     // Most series of most guests are 0 all the time: they take no room.
     let mut used = vec![false; names.len()];
+    let mut seen = 0;
     timeline.walk(|_, values| {
+        seen += 1;
+        if seen > held {
+            return;
+        }
         for (used, value) in used.iter_mut().zip(values) {
             *used |= value.is_some_and(|value| value != 0);
         }
@@ -57,6 +78,10 @@ pub fn read(timeline: &Timeline, remarks: &mut Remarks) -> (History, Vec<EventCo
         }
     }
     timeline.walk(|at_ms, values| {
+        number += 1;
+        if number > held {
+            return;
+        }
         let of = |place: Option<usize>| place.and_then(|at| values.get(at).copied().flatten());
         let attached = of(scheduler).and_then(|n| usize::try_from(n).ok());
         let attached = attached.and_then(|n| n.checked_sub(1));
@@ -64,7 +89,6 @@ pub fn read(timeline: &Timeline, remarks: &mut Remarks) -> (History, Vec<EventCo
             let first = span.map_or(at_ms, |(first, _)| first);
             *span = Some((first, at_ms));
         }
-        number += 1;
         if !shown(number - 1) {
             return;
         }
@@ -255,9 +279,25 @@ mod tests {
     }
 
     #[test]
+    fn an_early_image_has_no_samples_from_after_it() {
+        // The fifth sample is from 5360 ms; the second scheduler came with the ninth.
+        let until = Some(5_400_000_000);
+        let (history, rows) = read(&timeline(20), until, &mut Remarks::default());
+        assert_eq!(history.at_ms, [0, 100, 200, 300, 400]);
+        assert_eq!((history.held, history.taken), (5, 5));
+        assert!(rows.iter().all(|row| row.elapsed_ms <= 5400), "{rows:?}");
+        assert_eq!(history.schedulers.len(), 1);
+        assert_eq!(history.schedulers[0].last_ms, 400);
+        let all = history.series.iter().all(|series| series.values.len() == 5);
+        assert!(all, "{:?}", history.series);
+        let (none, rows) = read(&timeline(20), Some(1), &mut Remarks::default());
+        assert_eq!((none.at_ms.len(), none.held, rows.len()), (0, 0, 0));
+    }
+
+    #[test]
     fn a_short_run_is_shown_whole() {
         let mut remarks = Remarks::default();
-        let (history, rows) = read(&timeline(9), &mut remarks);
+        let (history, rows) = read(&timeline(9), None, &mut remarks);
         assert_eq!(history.at_ms, (0..9).map(|i| i * 100).collect::<Vec<_>>());
         assert_eq!(history.uptime_ms[6..], [Some(5540), None, Some(5720)]);
         // Sample 5 lacks a CPU's counters, sample 7 its time.
@@ -295,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_long_run_is_thinned_evenly_and_ends_with_its_last_sample() {
-        let (history, rows) = read(&timeline(2411), &mut Remarks::default());
+        let (history, rows) = read(&timeline(2411), None, &mut Remarks::default());
         assert!(history.at_ms.len() <= MAX_SHOWN, "{}", history.at_ms.len());
         assert!(history.at_ms.len() > MAX_SHOWN / 2);
         assert_eq!(history.at_ms.last(), Some(&241_000));

@@ -83,7 +83,9 @@ struct MissingQueue<'r> {
 /// What the kernel says when it does not find a queue (`find_dsq_for_dispatch()`): by then the
 /// program has returned, and only the kernel's own functions tell which callback it was.
 fn missing_queue<'r>(case: &Case<'r>, exit: &'r ExitInfo, words: &str) -> Option<MissingQueue<'r>> {
-    if !words.starts_with("non-existent DSQ ") {
+    // A program may say the same in words of its own, with scx_bpf_error().
+    let kernels = exit.kind_name.as_deref() == Some("SCX_EXIT_ERROR");
+    if !kernels || !words.starts_with("non-existent DSQ ") {
         return None;
     }
     let scheduler = case.report.scheduler.as_ref();
@@ -103,18 +105,24 @@ fn missing_queue<'r>(case: &Case<'r>, exit: &'r ExitInfo, words: &str) -> Option
         };
         Some((index, symbol, by))
     })?;
-    let dsqs = case.report.dsqs.iter().filter(|dsq| dsq.origin == "user");
+    let its = scheduler.map(|scheduler| scheduler.sched_kva);
+    let dsqs = case.report.dsqs.iter();
+    let dsqs = dsqs.filter(|dsq| {
+        let owner = dsq.sched_kva.is_none() || Some(dsq.sched_kva) == its;
+        dsq.origin == "user" && owner
+    });
     let there: Vec<String> = dsqs.map(|dsq| dsq.id.to_string()).collect();
+    // None may mean that they could not be read.
     let there = match &there[..] {
-        [] => "it has none of its own".to_owned(),
-        some => format!("it has {}", listed(some)),
+        [] => String::new(),
+        some => format!(", as {}", listed(some)),
     };
     Some(MissingQueue {
         by,
         frame,
         symbol,
         advice: format!(
-            "create the queue with scx_bpf_create_dsq(), in ops.init() for instance, before a task is put there, or put it into one that the scheduler has: {there}"
+            "create the queue with scx_bpf_create_dsq(), in ops.init() for instance, before a task is put there, or put it into one that the scheduler has{there}"
         ),
     })
 }

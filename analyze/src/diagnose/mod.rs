@@ -15,16 +15,19 @@ mod holders;
 mod idle_cpu;
 pub(crate) mod kernel_panic;
 mod lock_holder;
+mod never_consumed;
 mod other_scheduler;
 mod outranked;
-mod queue;
 mod queues;
 mod realtime;
 mod ringbuf;
 mod slow_program;
 mod starved;
+mod stopped;
 mod stranded;
 mod stuck;
+mod unpreempted;
+mod untouched;
 mod vtime;
 
 use std::cell::OnceCell;
@@ -121,25 +124,26 @@ const RULES: [(&str, Rule); 21] = [
     ("other-scheduler-failed", other_scheduler::find),
     ("cpu-stuck", stuck::find),
     ("arena-exhausted", arena_full::find),
-    (QUEUE_NEVER, queue::never_consumed),
-    (QUEUE_UNTOUCHED, queue::untouched),
+    (QUEUE_NEVER, never_consumed::find),
+    (QUEUE_UNTOUCHED, untouched::find),
     ("real-time-hog", realtime::find),
     ("cpu-hog", cpu_hog::find),
     ("stranded-on-local-queue", stranded::find),
     ("affinity", affinity::find),
-    ("preemption-off", stuck::not_preempted),
+    ("preemption-off", unpreempted::find),
     ("idle-cpu-with-waiting-work", idle_cpu::find),
     (LOCK_HOLDER, lock_holder::find),
     (RINGBUF, ringbuf::find),
     ("slow-program", slow_program::find),
     ("vtime-ahead", vtime::find),
     ("queue-outranked", outranked::find),
-    ("queue-stopped", queue::stopped),
+    (QUEUE_STOPPED, stopped::find),
     ("bypass", bypass::find),
     ("aborting", aborting::find),
 ];
 const QUEUE_NEVER: &str = "queue-never-consumed";
 const QUEUE_UNTOUCHED: &str = "queue-untouched";
+const QUEUE_STOPPED: &str = "queue-stopped";
 const LOCK_HOLDER: &str = "lock-holder-off-cpu";
 const RINGBUF: &str = "ringbuf-full";
 /// What keeps tasks of sched_ext from their CPU whatever the scheduler does, programs in user
@@ -171,6 +175,7 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
             draft.confidence = draft.confidence.max(Confidence::Likely);
         }
     }
+    drop_the_vague(&mut drafts);
     consequences_last(&mut drafts);
     drafts.sort_by_key(|(_, draft)| (draft.confidence, draft.follows));
     let findings = drafts.into_iter().map(|(rule, draft)| Finding {
@@ -186,6 +191,18 @@ pub fn findings(report: &PostmortemReport, shared_maps: &[FailureDumpMap]) -> Ve
 /// Whether some of the guest ran on while its memory was copied: then nothing is proven by it.
 fn torn(report: &PostmortemReport) -> bool {
     report.warnings.iter().any(|warning| warning == TORN)
+}
+
+/// That a queue's first task waits says nothing where another rule tells why it does.
+fn drop_the_vague(drafts: &mut Vec<(&str, Draft)>) {
+    let told: HashSet<usize> = drafts
+        .iter()
+        .filter(|(rule, draft)| *rule != QUEUE_STOPPED && draft.confidence != Confidence::Possible)
+        .flat_map(|(_, draft)| draft.victims.iter().copied())
+        .collect();
+    drafts.retain(|(rule, draft)| {
+        *rule != QUEUE_STOPPED || !draft.victims.iter().any(|at| told.contains(at))
+    });
 }
 
 /// A cause stands before what follows from it, however sure both are.

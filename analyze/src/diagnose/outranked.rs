@@ -45,38 +45,42 @@ pub(super) fn busy<'r>(case: &Case<'r>, queue: &Waiting<'_>) -> Option<Busy<'r>>
         .filter(|(_, dsq)| dsq.origin == "user" && dsq.sched_kva == queue.dsq.sched_kva)
         .filter(|(_, dsq)| dsq.dsq_kva != queue.dsq.dsq_kva && queues::left(dsq) > dsq.nr)
         .filter_map(|(at, dsq)| {
-            let on_both = |kva| {
-                let (_, task) = case.task_at(kva)?;
-                let theirs = case.usable(task, task.cpu?)?;
-                let mut theirs = theirs.iter();
-                Some(theirs.any(|(at, _)| cpus.iter().any(|(cpu, _)| cpu == at)))
-            };
-            let mut both = dsq.tasks.iter();
-            let both = both.any(|task| on_both(task.task_kva) == Some(true));
             let ages: Option<Vec<u64>> = dsq.tasks.iter().map(|t| t.runnable_age_ms).collect();
-            let ages = ages.filter(|_| both && !dsq.truncated)?.into_iter();
+            let ages = ages.filter(|_| !dsq.truncated)?.into_iter();
             let (oldest_at, oldest_ms) = ages.enumerate().max_by_key(|&(_, ms)| ms)?;
-            let taken = case.report.diff.as_deref().and_then(|diff| {
-                let mut changes = diff.dsqs.iter().enumerate();
-                let (at, change) = changes.find(|(_, change)| change.dsq_kva == dsq.dsq_kva)?;
-                Some((at, change.taken_out.filter(|&taken| taken > dsq.nr)?))
-            });
-            let untouched = || queues::since(case, queue).is_some_and(|since| since.untouched());
-            (oldest_ms <= first.runnable_age_ms / YOUNG).then(|| Busy {
+            (oldest_ms <= first.runnable_age_ms / YOUNG).then_some(Busy {
                 at,
                 dsq,
                 oldest_ms,
                 oldest_at,
-                taken: taken.filter(|_| untouched()),
+                taken: None,
             })
         })
         .collect();
     // The busiest, where there are several.
     others.sort_by_key(|busy| std::cmp::Reverse(queues::left(busy.dsq)));
-    others.into_iter().next()
+    let on_both = |kva| {
+        let (_, task) = case.task_at(kva)?;
+        let theirs = case.usable(task, task.cpu?)?;
+        let mut theirs = theirs.iter();
+        Some(theirs.any(|(at, _)| cpus.iter().any(|(cpu, _)| cpu == at)))
+    };
+    let mut others = others.into_iter().take(queues::MOST);
+    let mut busy = others.find(|busy| {
+        let mut tasks = busy.dsq.tasks.iter().take(queues::MOST);
+        tasks.any(|task| on_both(task.task_kva) == Some(true))
+    })?;
+    if queues::since(case, queue).is_some_and(|since| since.untouched()) {
+        busy.taken = case.report.diff.as_deref().and_then(|diff| {
+            let mut changes = diff.dsqs.iter().enumerate();
+            let (at, change) = changes.find(|(_, change)| change.dsq_kva == busy.dsq.dsq_kva)?;
+            Some((at, change.taken_out.filter(|&taken| taken > busy.dsq.nr)?))
+        });
+    }
+    Some(busy)
 }
 
-/// Whether a task starves at the head of a queue that was served before.
+/// Whether a task starves at the head of a queue that others have left.
 fn left_behind(queue: &Waiting<'_>) -> bool {
     let mut tasks = queue.tasks.iter();
     let head = tasks.any(|(_, task)| task.dsq_position == Some(0));
@@ -103,7 +107,8 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
             let mut draft = Draft::new(
                 confidence,
                 format!(
-                    "tasks wait in {dsq}, which was served before, while others are taken from {other}, {known}: ops.dispatch() seems to look at the former only when the latter is empty, or not any more; {}",
+                    "tasks wait in {dsq}, while {}, and others are taken from {other}, {known}: ops.dispatch() seems to look at the former only when the latter is empty, or not any more; {}",
+                    queues::have_left(queue.dsq),
                     queues::who(&queue)
                 ),
             )

@@ -11,6 +11,9 @@ use scx_postmortem_format::report::{CpuInfo, DsqChange, DsqInfo, StarvedTask};
 
 use super::{Case, Draft, listed, name, waited};
 
+/// Queues, and tasks of each, that rules look at which have to compare each with all others.
+pub(super) const MOST: usize = 64;
+
 /// A user queue with starved tasks, first the one that waited longest.
 pub(super) struct Waiting<'r> {
     pub(super) index: usize,
@@ -34,6 +37,7 @@ pub(super) fn waiting<'r>(case: &Case<'r>) -> Vec<Waiting<'r>> {
         })
         .collect();
     found.sort_by_key(|queue| queue.tasks.first().map(|&(index, _)| index));
+    found.truncate(MOST);
     found
 }
 
@@ -49,6 +53,16 @@ pub(super) fn who(queue: &Waiting<'_>) -> String {
 /// Insertions that are not in the queue any more.
 pub(super) const fn left(dsq: &DsqInfo) -> u32 {
     dsq.seq.wrapping_sub(dsq.nr)
+}
+
+/// The same in words, after the queue's name.
+pub(super) fn have_left(dsq: &DsqInfo) -> String {
+    let left = left(dsq);
+    let have = if left == 1 { "has" } else { "have" };
+    format!(
+        "{left} of {} insertions {have} left it (taken, or dequeued by the kernel)",
+        dsq.seq
+    )
 }
 
 /// Whether nothing speaks for it that anybody ever took from a queue: all that is in it starves, and

@@ -25,7 +25,13 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let hogs = all.iter().map(|hog| {
         let class = hog.task.class.as_deref().unwrap_or_default();
         let (comm, pid) = (&hog.task.comm, hog.task.pid);
-        format!("{comm}[{pid}] ({class}) on CPU {}", hog.cpu.cpu)
+        // Several take turns: the one that has run longest is told, and what runs at this instant.
+        let now = hog.cpu.curr.as_ref().filter(|curr| curr.kva != hog.task.kva);
+        let now = now.map_or(String::new(), |curr| {
+            let class = curr.class.as_deref().unwrap_or_default();
+            format!(", where {}[{}] ({class}) runs now", curr.comm, curr.pid)
+        });
+        format!("{comm}[{pid}] ({class}) on CPU {}{now}", hog.cpu.cpu)
     });
     let mut draft = Draft::new(
         if all.iter().all(Hog::explains) {

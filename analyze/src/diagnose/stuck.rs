@@ -4,9 +4,6 @@
 //! stands while its registers are in the kernel has taken no tick: interrupts are off, or nobody
 //! gets that far. Where all CPUs stand, no clock of the guest tells, but the time stamp counter
 //! does, which goes on (`timekeeping_age_ns`).
-//!
-//! A CPU that takes its ticks and does not let a task of the highest class run has preemption
-//! off: the detector of soft lockups (kernel/watchdog.c) keeps such a task, and notes when it ran.
 
 use std::collections::HashSet;
 
@@ -16,7 +13,7 @@ use super::{Case, Confidence, Draft, program_name};
 
 /// How far a clock may be behind before it counts: a tick comes every few ms, but a host that is
 /// out of breath does not run all vCPUs.
-const BEHIND_NS: u64 = 2_000_000_000;
+pub(super) const BEHIND_NS: u64 = 2_000_000_000;
 /// Where no CPU goes on, the host may not have run any: for so long that is no hiccup.
 const SURE_NS: u64 = 5_000_000_000;
 
@@ -42,7 +39,10 @@ pub(super) fn standing(case: &Case<'_>) -> HashSet<u32> {
 }
 
 /// The task that a CPU runs, when it is in the kernel and not idle.
-fn inside<'r>(case: &Case<'r>, cpu: &'r CpuInfo) -> Option<(&'r CurrTask, usize, &'r TaskInfo)> {
+pub(super) fn inside<'r>(
+    case: &Case<'r>,
+    cpu: &'r CpuInfo,
+) -> Option<(&'r CurrTask, usize, &'r TaskInfo)> {
     if cpu.online == Some(false) || cpu.idle != Some(false) {
         return None;
     }
@@ -128,73 +128,9 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
     Some(draft.explains(waiting_on(case, cpu, behind)))
 }
 
-/// CPUs that take their ticks and cannot be preempted.
-pub(super) fn not_preempted(case: &Case<'_>) -> Vec<Draft> {
-    let cpus = case.report.cpus.iter().enumerate();
-    cpus.filter_map(|(at, cpu)| without_preemption(case, at, cpu))
-        .collect()
-}
-
-fn without_preemption(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft> {
-    let (curr, task_at, task) = inside(case, cpu)?;
-    // One of that class is there already.
-    if curr.class.as_deref() == Some("stop") || cpu.clock_behind_ns? >= BEHIND_NS {
-        return None;
-    }
-    let detector = cpu.soft_lockup.as_ref()?;
-    let (age, period) = (detector.age_ns?, detector.period_ns?);
-    // It is let in once in each period, give or take its clock's coarse steps.
-    let long = period.saturating_mul(2).saturating_add(BEHIND_NS);
-    if age < long {
-        return None;
-    }
-    let Place {
-        inner,
-        words: place,
-        ..
-    } = place(task)?;
-    let context = cpu.context.as_ref();
-    let depth = |read: fn(&scx_postmortem_format::report::CpuContext) -> Option<u32>| {
-        context.and_then(read).filter(|&depth| depth > 0)
-    };
-    let preempt = depth(|context| context.preempt_disabled);
-    let softirq = depth(|context| context.in_softirq.map(u32::from));
-    let bh = depth(|context| context.bh_disabled);
-    let (why, fact) = match (softirq, preempt, bh) {
-        (Some(_), ..) => ("in a softirq", Some(("in_softirq", "true".to_owned()))),
-        (None, Some(depth), _) => (
-            "with preemption off",
-            Some(("preempt_disabled", depth.to_string())),
-        ),
-        (None, None, Some(depth)) => (
-            "with softirqs off",
-            Some(("bh_disabled", depth.to_string())),
-        ),
-        _ => ("without a point at which it gives way", None),
-    };
-    let mut draft = Draft::new(
-        Confidence::Likely,
-        format!(
-            "CPU {} has been in the kernel {why}, for {} or longer, with {}: {place}; not even the highest class gets it",
-            cpu.cpu,
-            // The last step of that clock may have been about to end.
-            seconds(age - (1 << 30)),
-            who(curr),
-        ),
-    )
-    .advice("look at the task's stack for what loops there: nothing else runs on this CPU until it ends")
-    .rests_on(format_args!("cpus/{at}/soft_lockup/age_ns"), age)
-    .rests_on(format_args!("cpus/{at}/soft_lockup/period_ns"), period)
-    .rests_on(format_args!("tasks/{task_at}/stack/0/symbol"), inner);
-    if let Some((member, value)) = fact {
-        draft = draft.rests_on(format_args!("cpus/{at}/context/{member}"), value);
-    }
-    Some(draft.explains(waiting_on(case, cpu, age)))
-}
-
 /// The starved tasks that only this CPU takes: those on its local queue, and those that may use no
 /// other and have waited for no more than twice as long as it does nothing for them.
-fn waiting_on(case: &Case<'_>, cpu: &CpuInfo, for_ns: u64) -> Vec<usize> {
+pub(super) fn waiting_on(case: &Case<'_>, cpu: &CpuInfo, for_ns: u64) -> Vec<usize> {
     let origin = format!("local cpu {}", cpu.cpu);
     let only = case.starved().filter(|(_, task)| {
         let alone = || {
@@ -207,25 +143,25 @@ fn waiting_on(case: &Case<'_>, cpu: &CpuInfo, for_ns: u64) -> Vec<usize> {
     only.map(|(index, _)| index).collect()
 }
 
-fn seconds(ns: u64) -> String {
+pub(super) fn seconds(ns: u64) -> String {
     format!("{}.{:03}s", ns / 1_000_000_000, ns / 1_000_000 % 1000)
 }
 
-fn who(curr: &CurrTask) -> String {
+pub(super) fn who(curr: &CurrTask) -> String {
     format!("{}[{}]", curr.comm, curr.pid)
 }
 
 /// Where a task is.
-struct Place<'t> {
+pub(super) struct Place<'t> {
     /// The innermost function.
-    inner: &'t str,
+    pub(super) inner: &'t str,
     /// The outermost frame of a BPF program, and its number.
-    program: Option<(usize, &'t Frame)>,
+    pub(super) program: Option<(usize, &'t Frame)>,
     /// The more telling of the two.
-    words: String,
+    pub(super) words: String,
 }
 
-fn place(task: &TaskInfo) -> Option<Place<'_>> {
+pub(super) fn place(task: &TaskInfo) -> Option<Place<'_>> {
     let inner = task.stack.first()?.symbol.as_deref()?;
     let mut frames = task.stack.iter().enumerate();
     let program = frames.rfind(|(_, frame)| frame.source.is_some());

@@ -42,15 +42,25 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         if by / step < FAR || passed == 0 {
             return None;
         }
-        let (who, theirs) = match passed {
-            1 => ("one younger task is".to_owned(), "its"),
-            n => (format!("{n} younger tasks are"), "the last of theirs"),
+        let who = match before {
+            [_] => "one younger task is before it, and dsq_vtime is".to_owned(),
+            all if all.len() == passed => {
+                format!("{passed} younger tasks are before it, and dsq_vtime is")
+            }
+            all => format!(
+                "{} younger tasks are before it, {passed} of which may run on its CPUs, and dsq_vtime is",
+                all.len()
+            ),
+        };
+        let theirs = match before {
+            [_] => "its",
+            _ => "the last of theirs",
         };
         Some(
             Draft::new(
                 Confidence::Likely,
                 format!(
-                    "{} has waited for {} in {}, which is ordered by virtual time, since its own is far ahead: {who} before it, and dsq_vtime is {by} more than {theirs}",
+                    "{} has waited for {} in {}, which is ordered by virtual time, since its own is far ahead: {who} {by} more than {theirs}",
                     name(task),
                     waited(task.runnable_age_ms),
                     dsq_of(case, dsq.id, None),

@@ -1,35 +1,12 @@
-//! Dispatch queues that nobody takes tasks from.
+//! A dispatch queue that nobody takes tasks from.
 //!
-//! Others are served, but not one of them: a queue whose tasks wait while those of another are taken
-//! is told of by `outranked`.
+//! `scx_dispatch_q.seq` counts insertions, `nr` what is there. Others are served, but not one of
+//! them: a queue whose tasks wait while those of another are taken is told of by `outranked`.
 
 use super::queues::{Since, left, since, unserved, waiting, who, with_tasks};
-use super::{Case, Confidence, Draft, dsq_of, holders, outranked, waited};
+use super::{Case, Confidence, Draft, dsq_of, holders, outranked};
 
-/// A queue that was served once, and from which nothing was taken between the two images.
-pub(super) fn untouched(case: &Case<'_>) -> Vec<Draft> {
-    let queues = waiting(case).into_iter();
-    queues
-        .filter(|queue| queue.dsq.seq != queue.dsq.nr)
-        .filter_map(|queue| {
-            let since = since(case, &queue).filter(Since::untouched)?;
-            let (early, late) = (since.change.early_nr?, since.change.late_nr?);
-            let draft = Draft::new(
-                Confidence::Certain,
-                format!(
-                    "nothing was taken from DSQ {} in the {} between the early and the late image: it held {early} tasks then and {late} now; {}",
-                    queue.dsq.id,
-                    waited(since.elapsed_ms),
-                    who(&queue)
-                ),
-            )
-            .advice("look at why ops.dispatch() stopped to move tasks from this queue, with scx_bpf_dsq_move_to_local(), on the CPUs that its tasks may use");
-            Some(with_tasks(since.rests_on(draft), &queue))
-        })
-        .collect()
-}
-
-pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
+pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let queues = waiting(case).into_iter();
     queues
         .filter(|queue| unserved(queue.dsq, queue.tasks.len()))
@@ -90,38 +67,6 @@ pub(super) fn never_consumed(case: &Case<'_>) -> Vec<Draft> {
                 None => draft,
             };
             Some(with_tasks(draft, &queue))
-        })
-        .collect()
-}
-
-pub(super) fn stopped(case: &Case<'_>) -> Vec<Draft> {
-    let queues = waiting(case).into_iter();
-    queues
-        .filter(|queue| !unserved(queue.dsq, queue.tasks.len()))
-        // With an early image it may be known that it stopped; one that was served since may have
-        // stopped later.
-        .filter(|queue| !since(case, queue).is_some_and(|since| since.untouched()))
-        .filter(|queue| outranked::busy(case, queue).is_none())
-        // The first in the queue starves: nobody takes from it. Others may be behind it by order.
-        .filter(|queue| {
-            let mut tasks = queue.tasks.iter().map(|(_, task)| task);
-            tasks.any(|task| {
-                let held = || holders::taken(case, task) == Some(Confidence::Likely);
-                task.dsq_position == Some(0) && !holders::hogged(case, task) && !held()
-            })
-        })
-        .map(|queue| {
-            let draft = Draft::new(
-                Confidence::Possible,
-                format!(
-                    "{} was served before, and its first task waits: {}",
-                    dsq_of(case, queue.dsq.id, None),
-                    who(&queue)
-                ),
-            )
-            .rests_on(format_args!("dsqs/{}/nr", queue.index), queue.dsq.nr)
-            .rests_on(format_args!("dsqs/{}/seq", queue.index), queue.dsq.seq);
-            with_tasks(draft, &queue)
         })
         .collect()
 }
