@@ -44,7 +44,7 @@ fn the_report_is_the_same_and_needs_a_part_of_the_file() {
         }
         let file = far(bytes);
         let report = |open: &dyn Fn(bool) -> _| {
-            let report = report_from(&entry.name, open, &[], &Options::default()).unwrap();
+            let report = report_from(&entry.name, None, open, &[], &Options::default()).unwrap();
             report.to_json().unwrap()
         };
         let near = report(&|early| match early {
@@ -110,6 +110,7 @@ fn a_line_that_is_cut_is_no_damage_of_the_capture() {
     let file = RangedFile::new(Box::new(Cut(whole, 1 << 20)));
     let made = report_from(
         "x",
+        None,
         &|early| Image::open_ranged(&file, "x", early),
         &[],
         &Options::default(),

@@ -454,9 +454,6 @@ impl InputArgs {
         if let Some(path) = &self.kernel_tables {
             image = tables::supply(image, path)
                 .map_err(|why| Failure(exit::UNUSABLE_FILE, format!("--kernel-tables {why}")))?;
-        } else if let Some(path) = tables::needed(&image).and_then(|id| tables::beside(file, id)) {
-            image =
-                tables::supply(image, &path).map_err(|why| Failure(exit::UNUSABLE_FILE, why))?;
         }
         let warnings = image.warnings.clone();
         let overrides = Overrides {
@@ -465,7 +462,7 @@ impl InputArgs {
             vmlinux: self.vmlinux.clone(),
             system_map: self.system_map.clone(),
         };
-        Kernel::find(image, &overrides).map_err(|why| {
+        let no_kernel = |why| {
             // What is wrong with the file comes first: it explains the rest.
             let why = match warnings.as_slice() {
                 [] => why,
@@ -482,7 +479,12 @@ impl InputArgs {
                 }
                 .to_string(),
             )
-        })
+        };
+        let image = tables::complete(image, &[], Some(file)).map_err(|fault| match fault {
+            tables::Fault::Missing(why) => no_kernel(why),
+            tables::Fault::Unusable(why) => Failure(exit::UNUSABLE_FILE, why),
+        })?;
+        Kernel::find(image, &overrides).map_err(no_kernel)
     }
 }
 

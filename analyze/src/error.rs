@@ -138,7 +138,8 @@ pub enum OpenError {
         /// What it is.
         what: &'static str,
     },
-    /// The kernel's tables that a capture was reduced without are not those that were given.
+    /// The kernel's tables that a capture was reduced without are not there, or those that are
+    /// there cannot be used. With other files beside it or given, the same capture opens.
     #[error("{0}")]
     Tables(String),
     /// A capture that the format layer refuses.

@@ -28,6 +28,8 @@ pub(crate) fn rule(id: &str) -> String {
 
 /// An opened tables file.
 pub(crate) struct Tables {
+    /// The file, for sentences.
+    name: String,
     memory: Box<dyn PhysicalMemory>,
     /// What the file is called in captures: the kernel's build id and a digest of the pages.
     pub(crate) id: String,
@@ -60,6 +62,7 @@ impl Tables {
             ));
         }
         Ok(Self {
+            name: name.to_string(),
             id,
             build_id,
             base,
@@ -116,27 +119,81 @@ pub fn needed(image: &Image) -> Option<&str> {
     manifest.kernel_tables.as_deref()
 }
 
-/// Of these files the one that calls itself by that id, else the last: it says why it is not the one.
-/// [`supply`] checks what is in it.
-#[must_use]
-pub fn choose<'a>(files: &[&'a Path], id: &str) -> Option<&'a Path> {
-    let (last, others) = files.split_last()?;
-    let found = others.iter().find(|path| is_called(path, id));
-    Some(found.unwrap_or(last))
+/// Why an image has not got the tables that it needs. Each is a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// There are none.
+    Missing(String),
+    /// Those that there are cannot be used.
+    Unusable(String),
+}
+
+/// What to do about tables that an image cannot do without. Those of a `file` are looked for beside
+/// it.
+pub(crate) fn missing(id: &str, file: bool) -> String {
+    let beside = match file {
+        true => ", or put that file beside the capture, with `tables` in its name",
+        false => "",
+    };
+    format!(
+        "the capture was reduced to what is not in the kernel tables {id}; supply these with --kernel-tables FILE{beside}"
+    )
+}
+
+/// Gives an image the tables that it needs, if it needs some: of the `given` files the one that
+/// calls itself by their id, else such a one in the folder of `capture`, where that is a file. One
+/// that cannot be used stands in the way of no other.
+///
+/// # Errors
+/// [`Fault`]; when no file is the one, why the last given is not.
+pub fn complete(image: Image, given: &[&Path], capture: Option<&Path>) -> Result<Image, Fault> {
+    let Some(id) = needed(&image).map(str::to_owned) else {
+        return Ok(image);
+    };
+    let mut damaged = None;
+    let mut open = |path: &Path| match is_called(path, &id).then(|| Tables::open(path))? {
+        Ok(tables) => Some(tables),
+        Err(why) => {
+            damaged.get_or_insert(why);
+            None
+        }
+    };
+    let mut more = String::new();
+    let mut found = given.iter().find_map(|path| open(path));
+    if let (None, Some(capture)) = (&found, capture) {
+        let (files, total) = beside(capture);
+        found = files.iter().find_map(|path| open(path));
+        if total > files.len() {
+            more = format!(
+                "; {total} files with `tables` in their names are there, and only the first {} were looked at",
+                files.len()
+            );
+        }
+    }
+    match (found, damaged, given.last()) {
+        (Some(tables), ..) => fill(image, tables).map_err(Fault::Unusable),
+        (None, Some(why), _) => Err(Fault::Unusable(format!("{why}{more}"))),
+        (None, None, Some(last)) => match supply(image, last) {
+            Ok(image) => Ok(image),
+            Err(why) => Err(Fault::Unusable(format!("{why}{more}"))),
+        },
+        (None, None, None) => Err(Fault::Missing(format!(
+            "{}{more}",
+            missing(&id, capture.is_some())
+        ))),
+    }
 }
 
 /// Files that are looked at beside a capture.
 const MAX_BESIDE: usize = 64;
 
-/// The tables file with that id in the folder of a capture, of those called `*tables*.zst`. It is
-/// known by what its manifest says; [`supply`] checks what is in it.
-#[must_use]
-pub fn beside(capture: &Path, id: &str) -> Option<PathBuf> {
-    let folder = match capture.parent()? {
-        here if here.as_os_str().is_empty() => Path::new("."),
-        folder => folder,
+/// The first files called `*tables*.zst` in the folder of a capture, and how many there are.
+fn beside(capture: &Path) -> (Vec<PathBuf>, usize) {
+    let folder = match capture.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     };
-    let files = std::fs::read_dir(folder).ok()?;
+    let files = std::fs::read_dir(folder).into_iter().flatten();
     let mut files: Vec<PathBuf> = files
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -145,8 +202,9 @@ pub fn beside(capture: &Path, id: &str) -> Option<PathBuf> {
         })
         .collect();
     files.sort();
+    let total = files.len();
     files.truncate(MAX_BESIDE);
-    files.into_iter().find(|path| is_called(path, id))
+    (files, total)
 }
 
 /// Whether a file says of itself that it is the tables with that id.
@@ -163,16 +221,18 @@ fn is_called(path: &Path, id: &str) -> bool {
 ///
 /// # Errors
 /// A sentence: the file cannot be read, is no tables file, or is not the one that the image names.
-pub fn supply(mut image: Image, path: &Path) -> Result<Image, String> {
-    let tables = Tables::open(path)?;
+pub fn supply(image: Image, path: &Path) -> Result<Image, String> {
+    fill(image, Tables::open(path)?)
+}
+
+fn fill(mut image: Image, tables: Tables) -> Result<Image, String> {
     let Some(wanted) = needed(&image).map(str::to_owned) else {
         return Ok(image);
     };
     if tables.id != wanted {
         return Err(format!(
             "{}: these are the kernel tables {}, and the capture needs {wanted}",
-            path.display(),
-            tables.id
+            tables.name, tables.id
         ));
     }
     let info = image.vmcoreinfo.as_deref().and_then(Vmcoreinfo::parse);
@@ -182,8 +242,7 @@ pub fn supply(mut image: Image, path: &Path) -> Result<Image, String> {
     if build_id != tables.build_id {
         return Err(format!(
             "{}: these are tables of the kernel with build id {}, and the capture is of one with build id {build_id}",
-            path.display(),
-            tables.build_id
+            tables.name, tables.build_id
         ));
     }
     let reason = format!("{LEFT_OUT}{}", rule(&wanted));
@@ -271,5 +330,98 @@ impl PhysicalMemory for Supplied {
 
     fn damage(&self) -> Vec<String> {
         self.inner.damage()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A capture that was reduced without its tables, alone in a folder, and these.
+    fn alone() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+        let findings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/findings");
+        let dir = tempfile::tempdir().unwrap();
+        let capture = dir.path().join("fifo.core.zst");
+        std::fs::copy(findings.join("fifo.core.zst"), &capture).unwrap();
+        let tables = std::fs::read(findings.join("kernel-7.3.tables.zst")).unwrap();
+        (dir, capture, tables)
+    }
+
+    fn completed(capture: &Path, given: &[&Path]) -> Result<(), Fault> {
+        let image = complete(Image::open(capture).unwrap(), given, Some(capture))?;
+        assert_eq!(needed(&image), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_damaged_file_does_not_hide_an_intact_one() {
+        let (dir, capture, tables) = alone();
+        let mut damaged = tables.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        let first = dir.path().join("a.tables.zst");
+        std::fs::write(&first, &damaged).unwrap();
+        let id = Tables::open(&first).err().unwrap();
+        assert!(id.contains("damaged"), "{id}");
+        // It is the one by its name, so that is what is told.
+        assert_eq!(completed(&capture, &[]), Err(Fault::Unusable(id)));
+        let wanted = needed(&Image::open(&capture).unwrap()).unwrap().to_owned();
+        assert!(is_called(&first, &wanted));
+        std::fs::write(dir.path().join("b.tables.zst"), &tables).unwrap();
+        assert_eq!(completed(&capture, &[]), Ok(()));
+        assert_eq!(completed(&capture, &[&first]), Ok(()));
+    }
+
+    #[test]
+    fn files_given_for_others_leave_what_is_beside() {
+        let (dir, capture, tables) = alone();
+        // It needs these tables itself, so it is none.
+        let other = dir.path().join("other.zst");
+        std::fs::copy(&capture, &other).unwrap();
+        let Err(Fault::Unusable(why)) = completed(&capture, &[&other]) else {
+            panic!("it is no tables file");
+        };
+        assert!(
+            why.contains("other.zst: not a file that analyze tables has written"),
+            "{why}"
+        );
+        let image = || Image::open(&capture).unwrap();
+        let Err(Fault::Missing(why)) = complete(image(), &[], None) else {
+            panic!("there are none");
+        };
+        assert!(
+            why.ends_with("supply these with --kernel-tables FILE"),
+            "{why}"
+        );
+        let right = dir.path().join("k.tables.zst");
+        std::fs::write(&right, &tables).unwrap();
+        assert_eq!(completed(&capture, &[&other]), Ok(()));
+        // Of an image that is no file here, nothing is beside.
+        assert!(complete(image(), &[&other], None).is_err());
+        assert!(complete(image(), &[&right, &other], None).is_ok());
+    }
+
+    #[test]
+    fn it_is_told_when_not_all_files_were_looked_at() {
+        let (dir, capture, tables) = alone();
+        for number in 0..MAX_BESIDE {
+            std::fs::write(dir.path().join(format!("tables-{number:03}.zst")), b"x").unwrap();
+        }
+        let Err(Fault::Missing(why)) = completed(&capture, &[]) else {
+            panic!("there are none");
+        };
+        assert!(why.ends_with("with `tables` in its name"), "{why}");
+        std::fs::write(dir.path().join("z.tables.zst"), &tables).unwrap();
+        let Err(Fault::Missing(why)) = completed(&capture, &[]) else {
+            panic!("it is the last of too many");
+        };
+        assert!(
+            why.ends_with(
+                "; 65 files with `tables` in their names are there, and only the first 64 were looked at"
+            ),
+            "{why}"
+        );
+        std::fs::remove_file(dir.path().join("tables-000.zst")).unwrap();
+        assert_eq!(completed(&capture, &[]), Ok(()));
     }
 }

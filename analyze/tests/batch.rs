@@ -8,7 +8,7 @@
 )]
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,11 +41,15 @@ fn folder(names: &[&str], copies: usize) -> TempDir {
 
 /// The command, in a folder, so that names of inputs are the same wherever that is.
 fn command(dir: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_analyze"));
+    let mut command = without_tables(Path::new(env!("CARGO_BIN_EXE_analyze")), dir, out);
+    command.args(["--kernel-tables", &tables()]).args(more);
     command
-        .current_dir(dir)
-        .args(["batch", "--kernel-tables", &tables(), "--out"]);
-    command.arg(out).args(more);
+}
+
+/// The same of some build, with no tables given.
+fn without_tables(program: &Path, dir: &Path, out: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(dir).args(["batch", "--out"]).arg(out);
     // The tests themselves may run in a part of a larger job.
     for variable in [
         "JOB_COMPLETION_INDEX",
@@ -59,7 +63,11 @@ fn command(dir: &Path, out: &Path, more: &[&str]) -> Command {
 
 /// Exit code, standard output and standard error.
 fn batch(dir: &Path, out: &Path, more: &[&str]) -> (i32, String, String) {
-    let done = command(dir, out, more).output().unwrap();
+    said(&mut command(dir, out, more))
+}
+
+fn said(command: &mut Command) -> (i32, String, String) {
+    let done = command.output().unwrap();
     (
         done.status.code().unwrap(),
         String::from_utf8(done.stdout).unwrap(),
@@ -166,6 +174,80 @@ fn every_capture_has_a_report_and_rows_and_a_bad_one_has_its_error() {
     );
     let (_, text, _) = batch(dir.path(), out.path(), &[".", "--no-casts"]);
     assert!(text.contains("7 captures: 7 reports, 0 failed"), "{text}");
+}
+
+#[test]
+fn a_capture_without_its_tables_is_tried_again() {
+    let dir = folder(&["fifo"], 1);
+    let out = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_analyze"));
+    let run = |more: &[&str]| said(without_tables(program, dir.path(), out.path()).args(more));
+    let (code, text, _) = run(&["boot-00"]);
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.starts_with("FAILED  boot-00/fifo.core.zst: the capture was reduced to"),
+        "{text}"
+    );
+    assert!(text.contains("put that file beside the capture"), "{text}");
+
+    // Those of another kernel are not the ones, and hide nothing.
+    let other = dir.path().join("other.zst");
+    let full = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let made = Command::new(program)
+        .arg("tables")
+        .arg(full)
+        .arg("-o")
+        .arg(&other)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let others = ["boot-00", "--kernel-tables", "other.zst"];
+    let (code, text, _) = run(&others);
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.contains("other.zst: these are the kernel tables "),
+        "{text}"
+    );
+    std::fs::copy(tables(), dir.path().join("boot-00/7.3.tables.zst")).unwrap();
+    for more in [&others[..], &["boot-00"]] {
+        let (code, text, _) = run(more);
+        assert_eq!(code, 0, "{text}");
+        assert!(
+            text.starts_with("1 captures: 1 reports, 0 failed"),
+            "{text}"
+        );
+    }
+    let (_, text, _) = run(&["boot-00"]);
+    assert!(text.starts_with("1 captures, 1 of them done"), "{text}");
+}
+
+#[test]
+fn another_build_of_the_same_version_makes_reports_again() {
+    let dir = folder(&["fifo"], 1);
+    let out = tempfile::tempdir().unwrap();
+    let copies = tempfile::tempdir().unwrap();
+    let same = copies.path().join("same");
+    let other = copies.path().join("other");
+    let mut bytes = std::fs::read(env!("CARGO_BIN_EXE_analyze")).unwrap();
+    let put = |path: &Path, bytes: &[u8]| {
+        std::fs::write(path, bytes).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    put(&same, &bytes);
+    // As long, and still a program.
+    *bytes.last_mut().unwrap() ^= 1;
+    put(&other, &bytes);
+    let run = |program: &Path| {
+        let mut command = without_tables(program, dir.path(), out.path());
+        said(command.args([".", "--kernel-tables", &tables()])).1
+    };
+    let made = "1 captures: 1 reports";
+    let kept = "1 captures, 1 of them done before: 1 reports";
+    assert!(run(Path::new(env!("CARGO_BIN_EXE_analyze"))).starts_with(made));
+    assert!(run(&same).starts_with(kept));
+    assert!(run(&other).starts_with(made));
+    assert!(run(&other).starts_with(kept));
+    assert!(run(&same).starts_with(made));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What docs/query.md shows of commands is what they print.
+//! What docs/query.md and docs/archive.md show of commands is what they print.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -56,21 +56,43 @@ fn matches(lines: &[String], printed: &[&str]) -> bool {
     }
 }
 
-#[test]
-fn the_page_on_queries_shows_what_the_commands_print() {
+/// Holds the commands of a page to what they print. Results go to `out` where the page has
+/// `results`.
+fn hold(page: &str, count: usize, out: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let page = std::fs::read_to_string(root.join("docs/query.md")).unwrap();
-    let commands = shown(&page);
-    assert!(commands.len() >= 8, "{} commands", commands.len());
-    for (arguments, lines) in commands {
-        let done = Command::new(env!("CARGO_BIN_EXE_analyze"))
+    let text = std::fs::read_to_string(root.join(page)).unwrap();
+    let commands = shown(&text);
+    assert!(commands.len() >= count, "{} commands", commands.len());
+    for (mut arguments, lines) in commands {
+        for argument in &mut arguments {
+            if argument == "results" {
+                out.clone_into(argument);
+            }
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_analyze"));
+        // The tests themselves may run in a part of a larger job.
+        for variable in [
+            "JOB_COMPLETION_INDEX",
+            "SLURM_ARRAY_TASK_ID",
+            "CI_NODE_INDEX",
+        ] {
+            command.env_remove(variable);
+        }
+        let done = command
             .args(&arguments)
             .current_dir(&root)
             .output()
             .unwrap();
         let mut printed = String::from_utf8(done.stdout).unwrap();
         printed.push_str(&String::from_utf8(done.stderr).unwrap());
-        let printed: Vec<&str> = printed.trim_end().lines().map(str::trim_end).collect();
+        let printed = printed.replace(out, "results");
+        // The page is of the default build.
+        let printed: Vec<&str> = printed
+            .trim_end()
+            .lines()
+            .map(str::trim_end)
+            .filter(|line| *line != "results/index.parquet")
+            .collect();
         assert!(
             matches(&lines, &printed),
             "{arguments:?} prints\n{}\nthe page has\n{}",
@@ -78,4 +100,15 @@ fn the_page_on_queries_shows_what_the_commands_print() {
             lines.join("\n")
         );
     }
+}
+
+#[test]
+fn the_page_on_queries_shows_what_the_commands_print() {
+    hold("docs/query.md", 8, "results");
+}
+
+#[test]
+fn the_page_on_archives_shows_what_the_command_prints() {
+    let out = tempfile::tempdir().unwrap();
+    hold("docs/archive.md", 1, out.path().to_str().unwrap());
 }

@@ -218,6 +218,37 @@ fn the_report_of_a_capture_differs_in_nothing_from_itself() {
 }
 
 #[test]
+fn a_file_that_cannot_be_upgraded_does_not_stop_the_others() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (first, last) = (at("fifo.core.zst"), at("last.core.zst"));
+    std::fs::copy(&first, &last).unwrap();
+    std::fs::write(at("half.json"), "{\"x\": ").unwrap();
+    let (code, out, said) = analyze(&[
+        "upgrade",
+        "--write",
+        &first,
+        &at("missing.core.zst"),
+        &at("half.json"),
+        &last,
+    ]);
+    assert_eq!(code, 4, "{out}{said}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    for (line, name) in lines.iter().zip([&first, &last]) {
+        assert!(line.starts_with(name.as_str()), "{line}");
+        assert!(line.ends_with("version 1.0: now 1.1"), "{line}");
+    }
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert!(
+        lines[0].contains("missing.core.zst: No such file"),
+        "{said}"
+    );
+    assert!(lines[1].contains("half.json"), "{said}");
+}
+
+#[test]
 fn a_capture_of_an_earlier_version_is_replaced_by_one_with_the_same_report() {
     let dir = folder();
     let capture = dir.path().join("fifo.core.zst");

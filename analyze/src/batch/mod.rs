@@ -10,8 +10,8 @@
 //!   when all is done. A part of a run writes `index-2-of-8.…`.
 //!
 //! Whatever ends a run, the next one goes on where it was: files appear under their names only when
-//! they are complete, and what is done is not done again unless the capture, the analyzer's version
-//! or the settings are others. Nothing in the results depends on when or in what order they came.
+//! they are complete, and what is done is not done again unless the capture, the analyzer or the
+//! settings are others. Nothing in the results depends on when or in what order they came.
 
 pub mod input;
 mod row;
@@ -20,7 +20,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -29,12 +29,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use scx_postmortem_format::report::FailureDumpReportAny;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
 use self::input::{Identity, Input};
 pub use self::row::{CaptureRow, Cell, FindingRow};
 pub use self::shard::Shard;
 use self::table::{Lines, Table};
 use crate::analysis::{ANALYZER, Options};
+use crate::bytes::to_u64;
 use crate::error::OpenError;
 use crate::golden;
 use crate::source::{Image, Traffic, read_whole};
@@ -84,7 +86,7 @@ pub struct Fetched {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     version: u32,
-    /// Absent when the capture could not even be looked for: that is tried again.
+    /// Absent when there is no report for a reason that can pass: that is tried again.
     identity: Option<Identity>,
     settings: String,
     /// Length of the report's file.
@@ -198,8 +200,29 @@ impl Run {
         });
         let mut tables: Vec<String> = tables.collect();
         tables.sort();
-        format!("{:?} tables {tables:?}", self.options)
+        format!("{:?} tables {tables:?} program {}", self.options, program())
     }
+}
+
+/// What tells this build of the analyzer from others of its version. Where its file cannot be read
+/// that is the version alone.
+fn program() -> String {
+    let digest = || {
+        // Also when another build has taken its place meanwhile.
+        let mut file = File::open("/proc/self/exe")?;
+        let mut digest = Xxh3::new();
+        let mut part = vec![0; 1 << 16];
+        let mut len = 0_u64;
+        loop {
+            let read = file.read(&mut part)?;
+            if read == 0 {
+                return Ok::<_, std::io::Error>(format!("{len} {:016x}", digest.digest()));
+            }
+            digest.update(part.get(..read).unwrap_or_default());
+            len = len.saturating_add(to_u64(read));
+        }
+    };
+    digest().unwrap_or_else(|_| ANALYZER.to_owned())
 }
 
 /// Looks at one input, unless it is done. Whether it was.
@@ -378,9 +401,14 @@ impl Run {
         open: &dyn Fn(bool) -> Result<Image, OpenError>,
     ) -> Result<FailureDumpReportAny, Failure> {
         let tables: Vec<&Path> = self.kernel_tables.iter().map(PathBuf::as_path).collect();
-        let made = golden::report_from(&input.shown(), open, &tables, &self.options);
+        let file = match input {
+            Input::File(path) => Some(path.as_path()),
+            Input::Object(_) => None,
+        };
+        let made = golden::report_from(&input.shown(), file, open, &tables, &self.options);
         made.map_err(|error| Failure {
-            passing: matches!(error, OpenError::Io { .. }),
+            // Tables can come later, beside the capture too.
+            passing: matches!(error, OpenError::Io { .. } | OpenError::Tables(_)),
             why: error.to_string(),
         })
     }

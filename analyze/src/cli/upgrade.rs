@@ -8,7 +8,9 @@ use scx_postmortem_analyze::{golden, source};
 use scx_postmortem_format::capture::{
     AtomicFile, Existing, Preamble, Upgrade, VERSION_MAJOR, VERSION_MINOR, upgraded,
 };
-use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny, POSTMORTEM_VERSION};
+use scx_postmortem_format::report::{
+    Escaped, FailureDumpReport, FailureDumpReportAny, POSTMORTEM_VERSION,
+};
 
 use super::{Failure, InputArgs, Opened, exit, print};
 
@@ -26,20 +28,32 @@ pub(super) struct UpgradeArgs {
 }
 
 /// Says of each file which version it has, and with `--write` brings it to the current one. There
-/// has been one version of reports so far; an upgrader of an older one belongs here.
+/// has been one version of reports so far; an upgrader of an older one belongs here. A file that
+/// cannot be used does not stop the others.
 pub(super) fn run(args: &UpgradeArgs) -> Result<u8, Failure> {
+    let mut worst = exit::OK;
     for file in &args.files {
-        let what = if golden::is_json(file) {
-            let Opened::Report(any) = args.input.open(file, false)? else {
-                continue;
-            };
-            report(&any)
-        } else {
-            capture(file, args.write)?
-        };
-        print(&[&file.display().to_string(), ": ", &what, "\n"])?;
+        match one(args, file) {
+            Ok(what) => print(&[&file.display().to_string(), ": ", &what, "\n"])?,
+            Err(Failure(code, why)) => {
+                worst = worst.max(code);
+                // Nothing is left to tell anyone when stderr is gone too.
+                let _ = writeln!(std::io::stderr(), "analyze: {}", Escaped(&why));
+            }
+        }
     }
-    Ok(exit::OK)
+    Ok(worst)
+}
+
+fn one(args: &UpgradeArgs, file: &Path) -> Result<String, Failure> {
+    if !golden::is_json(file) {
+        return capture(file, args.write);
+    }
+    match args.input.open(file, false)? {
+        Opened::Report(any) => Ok(report(&any)),
+        // Another file has taken its place meanwhile.
+        Opened::Kernel(..) => capture(file, args.write),
+    }
 }
 
 fn capture(file: &Path, write: bool) -> Result<String, Failure> {

@@ -23,10 +23,11 @@ use scx_postmortem_format::report::{DualFailureDumpReport, FailureDumpReportAny,
 use serde_json::Value;
 
 use crate::analysis::{self, Options};
+use crate::degraded;
 use crate::error::OpenError;
 use crate::kernel::{Kernel, Overrides};
 use crate::source::Image;
-use crate::{degraded, tables};
+use crate::tables::{self, Fault};
 
 /// What is replaced in a golden report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -177,7 +178,7 @@ pub fn report_of(
     };
     let tables: Vec<&Path> = kernel_tables.into_iter().collect();
     let name = path.display().to_string();
-    report_from(&name, &open, &tables, options).map_err(|e| e.to_string())
+    report_from(&name, Some(path), &open, &tables, options).map_err(|e| e.to_string())
 }
 
 /// The report in a file of JSON.
@@ -191,13 +192,15 @@ pub fn read_report(path: &Path) -> Result<FailureDumpReportAny, String> {
 }
 
 /// The report of an image as the command makes it: of both halves of a dual one, and the short one
-/// of a capture that was given up. `open` opens the image, or with `true` its early half; of the
-/// tables those are taken that the image needs.
+/// of a capture that was given up. `open` opens the image, or with `true` its early half. Of the
+/// tables those are taken that the image needs, else such ones as are beside `file`, where the image
+/// is one ([`tables::complete`]).
 ///
 /// # Errors
 /// [`OpenError`].
 pub fn report_from(
     name: &str,
+    file: Option<&Path>,
     open: &dyn Fn(bool) -> Result<Image, OpenError>,
     kernel_tables: &[&Path],
     options: &Options,
@@ -207,14 +210,15 @@ pub fn report_from(
         return Ok(report.into());
     }
     let dual = image.early;
-    let late = kernel_of(name, image, kernel_tables)?;
+    let kernel_of = |image| kernel_of(name, file, image, kernel_tables);
+    let late = kernel_of(image)?;
     if !dual {
         return Ok(analysis::analyze(&late, options).into());
     }
     let early = open(true).map_err(|e| e.to_string());
     let early = early.and_then(|image| match degraded::report(&image) {
         Some(report) => Err(reasons::early_degraded(&report.reason)),
-        None => kernel_of(name, image, kernel_tables).map_err(|e| e.to_string()),
+        None => kernel_of(image).map_err(|e| e.to_string()),
     });
     Ok(match early {
         Ok(early) => analysis::analyze_dual(&early, &late, options).into(),
@@ -226,14 +230,18 @@ pub fn report_from(
     })
 }
 
-fn kernel_of(name: &str, mut image: Image, tables: &[&Path]) -> Result<Kernel, OpenError> {
-    if let Some(wanted) = tables::needed(&image).map(str::to_owned)
-        && let Some(fits) = tables::choose(tables, &wanted)
-            .map(Path::to_owned)
-            .or_else(|| tables::beside(Path::new(name), &wanted))
-    {
-        image = tables::supply(image, &fits).map_err(OpenError::Tables)?;
-    }
+fn kernel_of(
+    name: &str,
+    file: Option<&Path>,
+    image: Image,
+    given: &[&Path],
+) -> Result<Kernel, OpenError> {
+    let image = tables::complete(image, given, file).map_err(|fault| {
+        OpenError::Tables(match fault {
+            Fault::Missing(why) => format!("{name}: {why}"),
+            Fault::Unusable(why) => why,
+        })
+    })?;
     Kernel::find(image, &Overrides::default()).map_err(|why| OpenError::NoKernel {
         path: name.to_owned(),
         why,

@@ -187,9 +187,7 @@ impl Kernel {
     pub fn find(image: Image, overrides: &Overrides) -> std::result::Result<Self, String> {
         let mut provenance = Vec::new();
         if let Some(id) = crate::tables::needed(&image) {
-            return Err(format!(
-                "the capture was reduced to what is not in the kernel tables {id}; supply these with --kernel-tables FILE, or put that file beside the capture, with `tables` in its name"
-            ));
+            return Err(crate::tables::missing(id, true));
         }
         let vmcoreinfo = find_vmcoreinfo(&image, overrides, &mut provenance)?;
         let release = vmcoreinfo.release().unwrap_or_default().to_owned();

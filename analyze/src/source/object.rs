@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStream, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme,
@@ -18,7 +18,7 @@ use tokio::runtime::{Handle, Runtime};
 use url::{Position, Url};
 
 use super::ranged::{RangedFile, Ranges};
-use crate::bytes::{to_u64, to_usize};
+use crate::bytes::to_u64;
 
 /// Threads that wait for answers; the work with them is done by whoever asks.
 const THREADS: usize = 2;
@@ -74,9 +74,9 @@ impl Stores {
     fn store(&self, address: &str) -> Result<(Arc<dyn ObjectStore>, Path), String> {
         let say = |why: &dyn std::fmt::Display| format!("{address}: {why}");
         let url = Url::parse(address).map_err(|e| say(&e))?;
-        if url.query().is_some() || url.password().is_some() {
+        if url.query().is_some() || url.fragment().is_some() || url.password().is_some() {
             return Err(say(
-                &"addresses with a query or a password are not taken; give credentials by the environment",
+                &"addresses with a query, a fragment or a password are not taken; give credentials by the environment, and write a ? in a name as %3F, a # as %23",
             ));
         }
         let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|e| say(&e))?;
@@ -139,23 +139,32 @@ impl Stores {
     /// A sentence that names it.
     pub fn list(&self, address: &str) -> Result<Vec<String>, String> {
         let (store, path) = self.store(address)?;
+        let folder = Url::parse(address).map_err(|e| format!("{address}: {e}"))?;
         let all = self
             .runtime
             .block_on(store.list(Some(&path)).try_collect::<Vec<_>>());
         let all = all.map_err(|e| format!("{address}: it cannot be listed: {e}"))?;
         let names = all.into_iter().map(|meta| meta.location);
         let captures = names.filter(|name| name.as_ref().ends_with(".core.zst"));
-        let below = captures.filter_map(|name| {
-            let parts = name.prefix_match(&path)?;
-            let parts: Vec<String> = parts.map(|part| part.as_ref().to_owned()).collect();
-            Some(format!(
-                "{}/{}",
-                address.trim_end_matches('/'),
-                parts.join("/")
-            ))
-        });
+        let below = captures.filter_map(|name| address_of(&folder, &name, &path));
         Ok(below.collect())
     }
+}
+
+/// The address of an object below a folder, such that [`Stores::store`] finds the same name in it.
+fn address_of(folder: &Url, name: &Path, prefix: &Path) -> Option<String> {
+    let parts: Vec<String> = name
+        .prefix_match(prefix)?
+        .map(|part| part.as_ref().to_owned())
+        .collect();
+    let mut address = folder.clone();
+    // This encodes what else would be taken for something in an address.
+    address
+        .path_segments_mut()
+        .ok()?
+        .pop_if_empty()
+        .extend(parts);
+    Some(address.into())
 }
 
 fn facts(meta: ObjectMeta) -> Facts {
@@ -194,11 +203,95 @@ impl Ranges for Object {
             range: Some(GetRange::Bounded(offset..end)),
             ..GetOptions::default()
         };
-        let bytes = self.wait(async {
+        self.wait(async {
             let answer = self.store.get_opts(&self.path, options).await?;
-            answer.bytes().await
-        })?;
-        debug_assert!(to_usize(self.bytes) >= bytes.len());
-        Ok(bytes.to_vec())
+            up_to(answer.into_stream(), len).await
+        })
+    }
+}
+
+/// What comes until it is more than `len` bytes, which whoever asked takes for an error: a body
+/// without end is not read to its end.
+async fn up_to<B: AsRef<[u8]>, E>(
+    mut body: impl TryStream<Ok = B, Error = E> + Unpin,
+    len: usize,
+) -> Result<Vec<u8>, E> {
+    let mut bytes = Vec::new();
+    while let Some(part) = body.try_next().await? {
+        let part = part.as_ref();
+        let room = len.saturating_add(1).saturating_sub(bytes.len());
+        bytes.extend_from_slice(part.get(..room).unwrap_or(part));
+        if bytes.len() > len {
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    #[test]
+    fn an_address_of_a_list_is_that_of_the_object() {
+        let stores = Stores::new().unwrap();
+        for (folder, prefix) in [
+            ("s3://bucket/captures/", "captures"),
+            ("s3://bucket", ""),
+            ("s3://bucket/a%20b/", "a b"),
+            ("http://localhost/captures/", "captures"),
+        ] {
+            let prefix = Path::parse(prefix).unwrap();
+            for name in [
+                "run#3.core.zst",
+                "a?b/x.core.zst",
+                "a%20b.core.zst",
+                "a b & c=d+e.core.zst",
+                " \u{e4}\\:@[]{}~.core.zst ",
+            ] {
+                let whole = Path::parse(format!("{prefix}/{name}")).unwrap();
+                let folder = Url::parse(folder).unwrap();
+                let address = address_of(&folder, &whole, &prefix).unwrap();
+                let url = Url::parse(&address).unwrap();
+                let (_, found) = ObjectStoreScheme::parse(&url).unwrap();
+                assert_eq!(found, whole, "{address}");
+            }
+        }
+        let folder = Url::parse("s3://bucket/x/").unwrap();
+        let name = Path::parse("x/day=1/stall-7.3.core.zst").unwrap();
+        let address = address_of(&folder, &name, &Path::parse("x").unwrap()).unwrap();
+        assert_eq!(address, "s3://bucket/x/day=1/stall-7.3.core.zst");
+        let refused = stores.facts("s3://bucket/run#3.core.zst").unwrap_err();
+        assert!(
+            refused.contains("write a ? in a name as %3F, a # as %23"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn no_more_of_a_body_is_read_than_shows_that_it_is_too_long() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let came = Cell::new(0);
+        let endless = || {
+            came.set(0);
+            stream::iter(std::iter::repeat_with(|| {
+                came.set(came.get() + 1);
+                Ok::<_, ()>([7_u8; 100])
+            }))
+        };
+        let read = runtime.block_on(up_to(endless(), 250)).unwrap();
+        assert_eq!((read.len(), came.get()), (251, 3));
+        let read = runtime.block_on(up_to(endless(), 300)).unwrap();
+        assert_eq!((read.len(), came.get()), (301, 4));
+        let short = stream::iter([Ok::<_, ()>("ab"), Ok("c")]);
+        assert_eq!(runtime.block_on(up_to(short, 3)).unwrap(), b"abc");
+        let cut = stream::iter([Ok("ab"), Err("the line is cut")]);
+        assert_eq!(runtime.block_on(up_to(cut, 3)), Err("the line is cut"));
     }
 }

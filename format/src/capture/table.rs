@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::FRAME_BYTES_U64;
 use super::preamble::{INTEGRITY_LEN, Integrity, Preamble, SKIPPABLE_MAGIC};
 use super::store::Store;
+use super::{FRAME_BYTES, FRAME_BYTES_U64};
 use crate::bytes::{Record, array, le_u32, to_u64, to_usize};
 
 const TABLE_MAGIC: u32 = 0x184D_2A5E;
@@ -83,6 +83,13 @@ pub(super) enum TableFault {
     Missing,
     /// It does, but the table or its integrity record is not right.
     Damaged(String),
+}
+
+/// No frame is longer than this: what zstd makes of a frame's content at most, and what stands
+/// before it in the early image. Whoever reads by ranges takes memory for a frame by its length in
+/// the table.
+fn longest_frame() -> u64 {
+    to_u64(zstd_safe::compress_bound(FRAME_BYTES) + EARLY_PREFIX)
 }
 
 /// A checked seek table.
@@ -201,12 +208,15 @@ impl Table {
         let mut checkpoints = Vec::with_capacity(entries.len() / 64 + 1);
         let mut at: u64 = 0;
         let mut odd = 0_usize;
+        let mut long = 0_usize;
+        let longest = longest_frame();
         for block in entries.chunks(64) {
             checkpoints.push(at);
             for entry in block {
                 let (compressed, decompressed) = split(entry);
                 // No frame of any kind is shorter than 8 bytes.
                 odd += usize::from(decompressed != FRAME_BYTES_U64 || compressed < 8);
+                long += usize::from(compressed > longest);
                 at += compressed;
             }
         }
@@ -236,6 +246,12 @@ impl Table {
         if !sane || odd != accounted {
             return Err(TableFault::Damaged(
                 "the seek table's sizes are not those of a capture".into(),
+            ));
+        }
+        // The first entry is the preamble, whose length is checked already.
+        if long != first.map_or(0, |(c, _)| usize::from(c > longest)) {
+            return Err(TableFault::Damaged(
+                "the seek table has a frame that is longer than 64 KiB can become".into(),
             ));
         }
         Ok((checkpoints, at))
@@ -320,6 +336,7 @@ fn whole_frame(bytes: &[u8], content: u64) -> Option<u32> {
 /// Length of the complete skippable frame with chunk `number` of the early image.
 fn early_chunk(bytes: &[u8], number: u64) -> Option<u32> {
     let len = le_u32(bytes, 4)?.checked_add(8)?;
+    (u64::from(len) <= longest_frame()).then_some(())?;
     let frame = bytes.get(..to_usize(u64::from(len)))?;
     early_payload(frame, number).map(|_| len)
 }
