@@ -262,6 +262,8 @@ pub struct Sampler {
 pub struct OldestAge {
     /// In jiffies; 0 when none waits.
     pub jiffies: u64,
+    /// Its `struct task_struct`.
+    pub task: Option<Kva>,
     /// There are more runnable tasks than were looked at: an older one may be among the rest.
     pub cut: bool,
 }
@@ -315,6 +317,10 @@ struct Before {
     uptime_ns: u64,
     clocks: Vec<Option<u64>>,
     scheduler: Option<SeenScheduler>,
+    /// `scx_enable_seq`.
+    seq: Option<u64>,
+    /// What was attached, and its own number.
+    own: Option<(Kva, u64)>,
     counters: Vec<Option<Vec<i64>>>,
 }
 
@@ -493,6 +499,10 @@ impl Sampler {
         let found = self.runnable_tasks(kernel)?;
         Some(OldestAge {
             jiffies: found.oldest.map_or(0, |(age, _)| age),
+            task: found
+                .oldest
+                .zip(self.task.as_ref())
+                .map(|((_, node), task)| node.sub(task.node)),
             cut: found.cut,
         })
     }
@@ -600,23 +610,27 @@ impl Sampler {
         life == 0 || jiffies / self.hz.max(1) <= life.saturating_add(2)
     }
 
-    fn root(&self, kernel: &Kernel) -> Option<(Kva, u64)> {
+    fn root(&self, kernel: &Kernel) -> Option<(Kva, Option<u64>)> {
         let root = kernel.read_ptr(self.root?).ok()?;
         let seq = self.enable_seq.and_then(|at| kernel.read_u64(at).ok());
-        Some((root, seq.unwrap_or(0)))
+        Some((root, seq))
     }
 
     /// Reads what belongs to the scheduler that is attached. `false` when it changed meanwhile.
     fn scheduler(&mut self, kernel: &Kernel, sample: &mut Sample) -> bool {
-        let Some(identity @ (root, enable_seq)) = self.root(kernel) else {
+        let Some(identity @ (root, seq)) = self.root(kernel) else {
             return true;
         };
+        let earlier = std::mem::replace(&mut self.before.seq, seq);
         if root.is_null() {
             sample.attached = Attached::Nothing;
             self.before.scheduler = None;
+            self.before.own = None;
             return true;
         }
         let known = self.before.scheduler.take();
+        let enable_seq = own_seq(self.before.own, root, earlier, seq);
+        self.before.own = Some((root, enable_seq));
         let known = known.filter(|s| (s.kva, s.enable_seq) == (root.0, enable_seq));
         let new = known.is_none();
         let scheduler = known.or_else(|| {
@@ -655,6 +669,21 @@ impl Sampler {
         }
         true
     }
+}
+
+/// What `scx_enable_seq` is once the scheduler at `root` is enabled. `scx_root` is set when that
+/// begins, and the number goes up when it is done (`scx_root_enable_workfn()`, kernel/sched/ext.c): one
+/// that has come since the last look, with the number as it was, is still being enabled.
+fn own_seq(known: Option<(Kva, u64)>, root: Kva, earlier: Option<u64>, seq: Option<u64>) -> u64 {
+    let Some(seq) = seq else {
+        return 0;
+    };
+    let enabled = seq.saturating_add(1);
+    let begins = match known.filter(|&(at, _)| at == root) {
+        Some((_, own)) => own == enabled,
+        None => earlier == Some(seq),
+    };
+    if begins { enabled } else { seq }
 }
 
 /// Takes back what came from a scheduler that is gone.
@@ -963,5 +992,37 @@ pub(crate) fn psi_sample(
         what,
         avg10_raw: avg10_raw.filter(|&raw| raw <= 101 << 11),
         total_ns,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers that a scheduler is known by, look for look: where it is, and `scx_enable_seq`.
+    fn numbers(looks: &[(u64, u64)]) -> Vec<u64> {
+        let (mut known, mut earlier) = (None, None);
+        let look = |&(root, seq): &(u64, u64)| {
+            let own = own_seq(known, Kva(root), earlier, Some(seq));
+            known = (root != 0).then_some((Kva(root), own));
+            earlier = Some(seq);
+            (root != 0).then_some(own)
+        };
+        looks.iter().filter_map(look).collect()
+    }
+
+    #[test]
+    fn a_scheduler_has_one_number_while_it_is_being_enabled_and_then() {
+        // It comes with the number of the one before, or of none.
+        assert_eq!(numbers(&[(0, 0), (7, 0), (7, 0), (7, 1), (7, 1)]), [1; 4]);
+        assert_eq!(numbers(&[(0, 3), (7, 3), (7, 4)]), [4; 2]);
+        // Enabled between two looks, and before the first.
+        assert_eq!(numbers(&[(0, 0), (7, 1), (7, 1)]), [1; 2]);
+        assert_eq!(numbers(&[(7, 5), (7, 5)]), [5; 2]);
+        // Two at one address, with and without a look in between; and two at different ones.
+        assert_eq!(numbers(&[(7, 1), (0, 1), (7, 1), (7, 2)]), [1, 2, 2]);
+        assert_eq!(numbers(&[(7, 1), (7, 2), (7, 2)]), [1, 2, 2]);
+        assert_eq!(numbers(&[(7, 1), (8, 1), (8, 2)]), [1, 2, 2]);
+        assert_eq!(own_seq(None, Kva(7), None, None), 0, "not known");
     }
 }

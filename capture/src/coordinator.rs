@@ -286,6 +286,16 @@ enum Phase {
     },
 }
 
+/// A scheduler without an exit kind.
+#[derive(Debug, Clone)]
+struct Sound {
+    /// Its `struct scx_sched`.
+    of: u64,
+    name: String,
+    /// When it was last seen so.
+    at: Instant,
+}
+
 /// What the coordinator knows of the run.
 pub(crate) struct Coordinator<'a> {
     triggers: Triggers,
@@ -295,7 +305,8 @@ pub(crate) struct Coordinator<'a> {
     searched: Option<Instant>,
     /// Memory may hold an earlier kernel as well.
     was_reset: bool,
-    sampled: Option<Instant>,
+    /// When the monitor's next sample is due.
+    due: Option<Instant>,
     why_not: String,
     console: Vec<u8>,
     /// How much of `console` was searched.
@@ -312,12 +323,12 @@ pub(crate) struct Coordinator<'a> {
     stored: Option<Instant>,
     /// What the probe's latch said last.
     latch: Option<LatchState>,
-    /// When a scheduler was last seen without an exit kind.
-    sound: Option<Instant>,
+    /// The scheduler that was last seen without an exit kind, and when.
+    sound: Option<Sound>,
     /// The last failure that the kernel's log had when the kernel was found: its record's number.
     logged: Option<u64>,
-    /// When a scheduler was seen to have gone.
-    gone: Option<Instant>,
+    /// When a scheduler was seen to have gone, and when that one was last seen without an exit kind.
+    gone: Option<(Instant, Option<Sound>)>,
     /// When the kernel was found, and how long it had run by its own clock.
     uptime: Option<(Instant, Duration)>,
     /// What is wrong with the guest's clock.
@@ -360,7 +371,7 @@ impl<'a> Coordinator<'a> {
             found: None,
             searched: None,
             was_reset: false,
-            sampled: None,
+            due: None,
             why_not: "the guest wrote nothing to its console".into(),
             console: Vec::new(),
             seen: 0,
@@ -417,7 +428,7 @@ impl<'a> Coordinator<'a> {
         machine: &mut dyn Machine,
     ) -> Result<(End, Option<Snapshot>), MachineError> {
         loop {
-            match machine.wait(TICK)? {
+            match machine.wait(self.beat())? {
                 Some(Event::Ended { how, powered_off }) => {
                     return Ok(self.ended(machine, how, powered_off));
                 }
@@ -462,6 +473,12 @@ impl<'a> Coordinator<'a> {
         }
     }
 
+    /// How long the guest is left alone: until the next look, or sample.
+    fn beat(&self) -> Duration {
+        let left = |due: Instant| due.saturating_duration_since(Instant::now());
+        self.due.map_or(TICK, |due| left(due).min(TICK))
+    }
+
     /// Whether a scheduler has failed, and its image is due.
     fn fails(&self) -> bool {
         match &self.phase {
@@ -477,6 +494,7 @@ impl<'a> Coordinator<'a> {
         self.why_not = "the guest was reset, and its kernel was not found again".into();
         self.found = None;
         self.searched = None;
+        self.due = None;
         self.attached = None;
         self.phase = Phase::Watching;
         (self.stored, self.sound, self.latch) = (None, None, None);
@@ -548,10 +566,37 @@ impl<'a> Coordinator<'a> {
         let detail = format!("{text} (found in the kernel's log, when it was over)");
         Some(Fired {
             by: Some("kernel log"),
-            exit_age_at_most: self.sound.map(|at| at.elapsed()),
+            exit_age_at_most: self.logged_age(&text),
             latch: self.latch,
             ..Fired::new("scx_exit", detail)
         })
+    }
+
+    /// Whether a scheduler has gone, and why may still come into the kernel's log.
+    fn went(&self) -> bool {
+        self.gone.as_ref().is_some_and(|(at, _)| at.elapsed() < WHY)
+    }
+
+    /// The time since a scheduler was last seen without an exit kind: the one that is attached, or
+    /// the last that has gone. What was seen of another one says nothing of it.
+    fn age_at_most(&self, is_it: impl Fn(&Sound) -> bool) -> Option<Duration> {
+        let gone = self.gone.as_ref().and_then(|(_, sound)| sound.as_ref());
+        // Another one may be at its address by now.
+        let there = self.attached.as_ref().map(|attached| attached.at);
+        let gone = gone.filter(|sound| there != Some(sound.of));
+        let mut both = [self.sound.as_ref(), gone].into_iter().flatten();
+        both.find(|sound| is_it(sound))
+            .map(|sound| sound.at.elapsed())
+    }
+
+    /// The same of the scheduler that a line of the kernel's log names. One that has just gone is
+    /// meant before one of that name that has come instead.
+    fn logged_age(&self, text: &str) -> Option<Duration> {
+        let named = |sound: &Sound| text.contains(&format!("\"{}\"", sound.name));
+        let gone = self.gone.as_ref().and_then(|(_, sound)| sound.as_ref());
+        let gone = gone.filter(|sound| self.went() && named(sound));
+        gone.map(|sound| sound.at.elapsed())
+            .or_else(|| self.age_at_most(named))
     }
 
     /// Compares the guest's clock with the host's, since the kernel was found.
@@ -704,7 +749,7 @@ impl<'a> Coordinator<'a> {
         let place = |s: &Option<Scheduler>| s.as_ref().map(|s| s.at);
         if place(&seen.scheduler) != place(&self.attached) {
             if self.attached.is_some() {
-                self.gone = Some(looked);
+                self.gone = Some((looked, self.sound.take()));
             }
             if let Some(scheduler) = &seen.scheduler {
                 (self.tell)(&format!("scheduler {}", scheduler.name));
@@ -717,7 +762,7 @@ impl<'a> Coordinator<'a> {
                 self.set_stops(machine)?;
             }
         }
-        if self.gone.is_some_and(|at| at.elapsed() < WHY)
+        if self.went()
             && let Some(fired) = self.unnoticed()
         {
             return Ok(Some(fired));
@@ -739,7 +784,11 @@ impl<'a> Coordinator<'a> {
         let latched = self.latched && scheduler.exit_kind != 0;
         if !scheduler.failed && !latched {
             if scheduler.exit_kind == 0 {
-                self.sound = Some(looked);
+                self.sound = Some(Sound {
+                    of: scheduler.at,
+                    name: scheduler.name,
+                    at: looked,
+                });
             } else if !self.is_other() {
                 self.suppressed = true;
             }
@@ -797,9 +846,11 @@ impl<'a> Coordinator<'a> {
         let Some(every) = self.triggers.sample_every else {
             return;
         };
-        if self.sampled.is_none_or(|at| at.elapsed() >= every) {
+        let now = Instant::now();
+        let due = self.due.unwrap_or(now);
+        if now >= due {
             self.eyes.sample(self.started.elapsed());
-            self.sampled = Some(Instant::now());
+            self.due = Some(next(due, every, Instant::now()));
         }
     }
 
@@ -831,7 +882,7 @@ impl<'a> Coordinator<'a> {
             by: Some(by),
             exit_kind: Some(scheduler.exit_kind),
             exit_age: self.stored.map(|at| at.elapsed()),
-            exit_age_at_most: self.sound.map(|at| at.elapsed()),
+            exit_age_at_most: self.age_at_most(|sound| sound.of == scheduler.at),
             watchpoint_hit: self.stored.is_some(),
             latch: self.latch,
             ..Fired::new("scx_exit", format!("{} ({where_})", scheduler.words()))
@@ -852,16 +903,12 @@ impl<'a> Coordinator<'a> {
             return Ok(());
         }
         // There is one early image, and a torn look is no reason for it.
-        if self.eyes.ages().is_none_or(|(age, half)| age < half) {
+        let Some(ages) = self.eyes.ages().filter(|ages| ages.age >= ages.half) else {
             return Ok(());
-        }
-        (self.tell)(&format!("runnable for {age} jiffies: early image"));
-        let fired = Fired::new(
-            "runnable_age",
-            format!(
-                "a task was runnable for {age} jiffies, half of the watchdog's limit is {half}"
-            ),
-        );
+        };
+        let words = ages.words();
+        (self.tell)(&format!("{words}: early image"));
+        let fired = Fired::new("runnable_age", words);
         let room = Room::make(machine.memory());
         let start = Instant::now();
         let copied = copy(machine, fired, self.started, room);
@@ -1151,8 +1198,11 @@ impl<'a> Coordinator<'a> {
             return;
         }
         let seen = self.eyes.ages();
-        if let Some((age, threshold)) = seen.filter(|&(age, half)| age >= half && half > 0) {
-            self.early = Early::Promoted { age, threshold };
+        if let Some(ages) = seen.filter(|ages| ages.age >= ages.half && ages.half > 0) {
+            self.early = Early::Promoted {
+                age: ages.age,
+                threshold: ages.half,
+            };
         }
     }
 
@@ -1184,6 +1234,14 @@ impl<'a> Coordinator<'a> {
         };
         (End::Late, Some(snapshot))
     }
+}
+
+/// When something is due again that was due then and comes so often. What was missed is not made up for.
+fn next(due: Instant, every: Duration, now: Instant) -> Instant {
+    let late = now.saturating_duration_since(due).as_nanos();
+    let over = late.checked_rem(every.as_nanos()).unwrap_or(0);
+    let over = Duration::from_nanos(u64::try_from(over).unwrap_or(0));
+    now + every.saturating_sub(over)
 }
 
 /// Whether a guest's clock has gone at least twice as fast as the host's, or half as fast where nobody

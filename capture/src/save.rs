@@ -38,6 +38,8 @@ use crate::machine::{Cause, Frozen};
 use crate::signals::Writing;
 use crate::watch::Found;
 
+/// What a manifest says is missing when no pages could be left out.
+const EXCLUSION: &str = "exclusion of pages";
 /// `SCX_EXIT_ERROR_STALL`.
 const STALL: i64 = 1026;
 /// Causes of a degraded capture, in words, where the contract has none.
@@ -380,14 +382,14 @@ fn single(
         Written::Partly(file, error) => (file, error),
     };
     if !is_too_large(&error, target) || target.exclude == Some(ALL) {
-        return Err(keep_part(file, &error, path, target));
+        return Err(keep_part(file, &error, &spec, snapshot, path, target));
     }
     // What no report needs is most of a guest's memory, and what is cut off may be what all depends
     // on.
     let before = spec.manifest.missing.len();
     exclude(guest, &[snapshot], Some(ALL), &mut spec);
     if spec.manifest.missing.len() > before || spec.excluded.runs().is_empty() {
-        return Err(keep_part(file, &error, path, target));
+        return Err(keep_part(file, &error, &spec, snapshot, path, target));
     }
     drop(file);
     let why = why_not(&error, target);
@@ -442,7 +444,7 @@ fn dual(
         Written::Partly(file, error) => (file, error),
     };
     if !is_too_large(&error, target) {
-        return Err(keep_part(file, &error, target.output, target));
+        return Err(keep_part(file, &error, &spec, late, target.output, target));
     }
     // The late one alone may fit, and is worth more than a part of both. The file that there is by
     // now makes room for it.
@@ -492,7 +494,7 @@ fn exclude(guest: &Guest, images: &[&Snapshot], rules: Option<Rules>, spec: &mut
     match plans {
         Ok(plans) => spec.excluded = plans.into_iter().reduce(both).unwrap_or_default(),
         Err(reason) => spec.manifest.missing.push(MissingItem {
-            what: "exclusion of pages".into(),
+            what: EXCLUSION.into(),
             reason,
         }),
     }
@@ -591,12 +593,24 @@ fn why_not(error: &WriteError, target: &Target<'_>) -> String {
 
 /// Keeps what there is of a file, if `analyze` can open that, and says what it is good for: the
 /// guest's kernel may be in what was not written.
-fn keep_part(file: AtomicFile, error: &WriteError, path: &Path, target: &Target<'_>) -> NotSaved {
+fn keep_part(
+    file: AtomicFile,
+    error: &WriteError,
+    spec: &CaptureSpec<'_>,
+    snapshot: &Snapshot,
+    path: &Path,
+    target: &Target<'_>,
+) -> NotSaved {
     let (path, why) = (path.display(), why_not(error, target));
-    let opened = Image::open(file.temporary_path()).map_err(|e| e.to_string());
-    if let Err(cannot) = opened {
+    let more = || {
+        let more = [left_out(spec), needs(error, spec, snapshot, target)];
+        let more = more.into_iter().flatten().map(|more| format!("; {more}"));
+        more.collect::<String>()
+    };
+    if Image::open(file.temporary_path()).is_err() {
         let sentence = format!(
-            "{path}: {why}; nothing was kept, for what there is of it does not open ({cannot})"
+            "{path}: {why}; nothing was kept, for what there is of it is too little to be opened{}",
+            more()
         );
         return NotSaved { sentence };
     }
@@ -610,20 +624,100 @@ fn keep_part(file: AtomicFile, error: &WriteError, path: &Path, target: &Target<
                 .map_err(|e| e.to_string())
                 .and_then(|image| Kernel::find(image, &Overrides::default()));
             let use_ = match found {
-                Ok(_) => "`analyze --best-effort` makes a report of what there is".to_owned(),
-                Err(why) => {
-                    format!("`analyze info` opens it, but no report can be made of it: {why}")
+                Ok(_) => "`analyze --best-effort` makes a report of what there is",
+                Err(_) => {
+                    "`analyze info` opens it, but no report can be made of it, for the guest's kernel cannot be found in so much of its memory"
                 }
             };
             let kb = bytes >> 10;
             format!(
-                "{path}: {why}; its first {kb} KiB are in {}; {use_}",
-                partial.display()
+                "{path}: {why}; its first {kb} KiB are in {}; {use_}{}",
+                partial.display(),
+                more()
             )
         }
         Err(kept) => format!("{path}: {why}; nothing was kept ({kept})"),
     };
     NotSaved { sentence }
+}
+
+/// Which pages had been left out of a file that is too large all the same, or why none were.
+fn left_out(spec: &CaptureSpec<'_>) -> Option<String> {
+    let rules = spec.excluded.by_rule();
+    let names: Vec<&str> = rules.iter().map(|(rule, ..)| rule.name()).collect();
+    match names.split_last() {
+        Some((only, [])) => Some(format!("{only} pages had been left out already")),
+        Some((last, names)) => Some(format!(
+            "{} and {last} pages had been left out already",
+            names.join(", ")
+        )),
+        None => {
+            let mut missing = spec.manifest.missing.iter();
+            let why = missing.find(|item| item.what == EXCLUSION)?;
+            Some(format!("no pages could be left out ({})", why.reason))
+        }
+    }
+}
+
+/// What a file that is too large would need: it is made once more, to be measured.
+fn needs(
+    error: &WriteError,
+    spec: &CaptureSpec<'_>,
+    snapshot: &Snapshot,
+    target: &Target<'_>,
+) -> Option<String> {
+    if !is_too_large(error, target) {
+        return None;
+    }
+    let show = |_| match target.writing.is_over() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let options = WriteOptions {
+        level: target.level,
+        progress: Some(&show),
+        ..WriteOptions::default()
+    };
+    let memory = snapshot.memory.source();
+    let bytes = write_capture(&mut Nowhere::default(), spec, memory, &options)
+        .ok()?
+        .file_bytes;
+    let mib = bytes.div_ceil(1 << 20);
+    Some(match error {
+        WriteError::Cancelled { .. } => format!("the whole of it needs --max-size {mib}M or more"),
+        _ => format!(
+            "the whole of it needs {bytes} bytes ({mib} MiB) there, those of the part included"
+        ),
+    })
+}
+
+/// Takes what is written and keeps nothing.
+#[derive(Default)]
+struct Nowhere {
+    at: u64,
+}
+
+impl io::Write for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.at = self.at.saturating_add(more);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl io::Seek for Nowhere {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.at = match to {
+            io::SeekFrom::Start(at) => at,
+            io::SeekFrom::Current(by) => self.at.saturating_add_signed(by),
+            io::SeekFrom::End(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(self.at)
+    }
 }
 
 fn write(
@@ -634,7 +728,7 @@ fn write(
 ) -> Result<Saved, NotSaved> {
     match try_write(spec, snapshot, path, target)? {
         Written::Whole(saved) => Ok(saved),
-        Written::Partly(file, error) => Err(keep_part(file, &error, path, target)),
+        Written::Partly(file, error) => Err(keep_part(file, &error, spec, snapshot, path, target)),
     }
 }
 
@@ -779,8 +873,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (done, failed, names) = saved(dir.path(), both(), Some(2 << 20), &writing);
         assert!(done.is_empty());
-        assert!(failed[0].sentence.contains("larger than 2 MiB"));
         assert_eq!(names, ["x.core.zst.partial"]);
+        // What to do about it is said, and is enough.
+        let why = &failed[0].sentence;
+        for part in [
+            "larger than 2 MiB",
+            "no report can be made of it",
+            "no pages could be left out",
+            "the whole of it needs --max-size 5M or more",
+        ] {
+            assert!(why.contains(part), "{part}: {why}");
+        }
+        assert!(!why.contains("--vmlinux"), "{why}");
+        let late = || outcome(None, Some(snapshot(2)));
+        for (most, fits) in [(4 << 20, false), (5 << 20, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (done, ..) = saved(dir.path(), late(), Some(most), &writing);
+            assert_eq!(!done.is_empty(), fits, "{most}");
+        }
 
         // Both fit.
         let dir = tempfile::tempdir().unwrap();

@@ -40,9 +40,8 @@ pub(crate) trait Eyes {
     /// Looks at the guest while it runs, with `ages` also for how long tasks have waited. `None`: what was read was torn; look again.
     fn look(&mut self, ages: bool) -> Option<Seen>;
 
-    /// How long tasks of the attached scheduler have waited, or its watchdog has not run, and half of
-    /// the watchdog's limit, in jiffies.
-    fn ages(&self) -> Option<(u64, u64)>;
+    /// How long tasks of the attached scheduler have waited, or its watchdog has not run.
+    fn ages(&self) -> Option<Ages>;
 
     /// The scheduler that has failed, looked for among all of them. Only of a guest that stands
     /// still.
@@ -105,6 +104,44 @@ impl Default for Seen {
             cut: false,
             latch: LatchState::NotResolved,
         }
+    }
+}
+
+/// How long something has waited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ages {
+    /// The longest time that a task has been runnable for, or that the watchdog has not run for, in
+    /// jiffies.
+    pub(crate) age: u64,
+    /// Half of the watchdog's limit, in jiffies.
+    pub(crate) half: u64,
+    /// There are more runnable tasks than were looked at.
+    pub(crate) cut: bool,
+    /// It is the watchdog that has not run.
+    pub(crate) watchdog: bool,
+    /// The task that waits: `comm[pid]`.
+    pub(crate) task: Option<String>,
+    /// Jiffies of a second.
+    pub(crate) hz: Option<u64>,
+}
+
+impl Ages {
+    /// Who has waited, and how long, for people.
+    pub(crate) fn words(&self) -> String {
+        let time = |jiffies: u64| match self.hz {
+            Some(hz) if hz > 0 => {
+                let tenths = u128::from(jiffies) * 10 / u128::from(hz);
+                format!("{}.{} s", tenths / 10, tenths % 10)
+            }
+            _ => format!("{jiffies} jiffies"),
+        };
+        let (age, half) = (time(self.age), time(self.half));
+        let who = match (&self.task, self.watchdog) {
+            (_, true) => format!("the watchdog has not run for {age}"),
+            (Some(task), _) => format!("{task} has been runnable for {age}"),
+            (None, _) => format!("a task has been runnable for {age}"),
+        };
+        format!("{who}, half of the watchdog's limit is {half}")
     }
 }
 
@@ -180,7 +217,7 @@ impl Eyes for Live {
         let known = self.known.as_ref()?;
         let scheduler = known.attached().ok()?;
         let ages = scheduler.as_ref().filter(|s| ages && s.exit_kind == 0);
-        let ages = ages.and_then(|s| self.ages_of(known, s));
+        let ages = ages.and_then(|s| Some(self.ages_of(known, s)?.0));
         // It is loaded before any scheduler, and looking for it takes a walk over all maps.
         let at = scheduler.as_ref().map(|scheduler| scheduler.at);
         if self.probe && self.latch.is_none() && at.is_some() && at != self.searched_at {
@@ -190,17 +227,21 @@ impl Eyes for Live {
         let latch = self.latch.as_ref();
         Some(Seen {
             latch: latch.map_or(LatchState::NotResolved, |latch| latch.state(&known.kernel)),
-            oldest_age: ages.map(|(oldest, ..)| oldest),
-            half_timeout: ages.map(|(_, half, _)| half),
-            cut: ages.is_some_and(|(.., cut)| cut),
+            oldest_age: ages.as_ref().map(|ages| ages.age),
+            half_timeout: ages.as_ref().map(|ages| ages.half),
+            cut: ages.is_some_and(|ages| ages.cut),
             scheduler,
         })
     }
 
-    fn ages(&self) -> Option<(u64, u64)> {
+    fn ages(&self) -> Option<Ages> {
         let known = self.known.as_ref()?;
-        let (age, half, _) = self.ages_of(known, &known.attached().ok()??)?;
-        Some((age, half))
+        let (ages, task) = self.ages_of(known, &known.attached().ok()??)?;
+        Some(Ages {
+            task: task.and_then(|at| known.task(at).ok()),
+            hz: known.kernel.hz().ok().map(|(hz, _)| hz),
+            ..ages
+        })
     }
 
     fn failure(&self) -> Option<Scheduler> {
@@ -215,7 +256,7 @@ impl Eyes for Live {
     fn logged(&self) -> Option<(u64, String)> {
         let known = self.known.as_ref()?;
         let mut remarks = Remarks::default();
-        let records = printk::read(&known.kernel, &Limits::default(), &mut remarks);
+        let records = printk::read(&known.kernel, &whole_log(), &mut remarks);
         let failure = records.into_iter().rev().find(is_failure)?;
         Some((failure.seq, failure.text.trim().to_owned()))
     }
@@ -239,6 +280,15 @@ impl Eyes for Live {
     fn return_address(&self, rsp: u64) -> Option<u64> {
         let at = self.known.as_ref()?.kernel.read_ptr(Kva(rsp)).ok()?;
         (!at.is_null()).then_some(at.0)
+    }
+}
+
+/// All of the kernel's log: what has failed may be far behind its end by the time that it is looked
+/// for. The ring's own size bounds that.
+fn whole_log() -> Limits {
+    Limits {
+        log: usize::MAX,
+        ..Limits::default()
     }
 }
 
@@ -278,12 +328,20 @@ impl Live {
         before.is_some_and(|before| before != now)
     }
 
-    /// The longest wait, half of the limit, and whether not all tasks were looked at.
-    fn ages_of(&self, known: &Known, scheduler: &Scheduler) -> Option<(u64, u64, bool)> {
-        let OldestAge { jiffies, cut } = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
+    /// The longest wait without names, and the `struct task_struct` that waits.
+    fn ages_of(&self, known: &Known, scheduler: &Scheduler) -> Option<(Ages, Option<Kva>)> {
+        let oldest: OldestAge = self.sampler.as_ref()?.oldest_age(&known.kernel)?;
         let (watchdog, half) = known.watchdog(Kva(scheduler.at)).ok()?;
-        let waiting = Some(jiffies).filter(|&age| age <= MAX_AGE);
-        Some((watchdog.max(waiting.unwrap_or(0)), half, cut))
+        let waiting = Some(oldest.jiffies).filter(|&age| age <= MAX_AGE);
+        let waiting = waiting.unwrap_or(0);
+        let ages = Ages {
+            age: watchdog.max(waiting),
+            half,
+            cut: oldest.cut,
+            watchdog: watchdog > waiting,
+            ..Ages::default()
+        };
+        Some((ages, oldest.task))
     }
 
     fn take(&mut self, kernel: Kernel) -> Found {
@@ -374,6 +432,13 @@ impl Known {
         })
     }
 
+    /// A task's name and number.
+    fn task(&self, at: Kva) -> Result<String> {
+        let task = self.kernel.object("struct task_struct", at)?;
+        let (comm, pid) = (task.member("comm")?.text()?, task.member("pid")?.u32()?);
+        Ok(format!("{comm}[{pid}]"))
+    }
+
     /// How long the watchdog has not run, where that says something, and half its limit, in jiffies
     /// (the contract's section 6.13).
     fn watchdog(&self, sched: Kva) -> Result<(u64, u64)> {
@@ -397,6 +462,8 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -415,5 +482,52 @@ mod tests {
         assert!(!says(6, 0, gone));
         assert!(!says(3, 1, failed), "written by a program");
         assert!(!says(3, 0, "sched_ext: foo: bar[1] failed to run for 30s"));
+    }
+
+    #[test]
+    fn all_of_the_log_is_looked_at() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
+        let image = Image::open(&corpus.join("stall-6.18/guest.core.zst")).unwrap();
+        let kernel = Kernel::find(image, &Overrides::default()).unwrap();
+        let mut remarks = Remarks::default();
+        let records = printk::read(&kernel, &whole_log(), &mut remarks);
+        // The ring of this guest has room for all that it has said.
+        assert!(records.len() > Limits::default().log, "{}", records.len());
+        assert_eq!(records[0].seq, 0);
+        let last = printk::read(&kernel, &Limits::default(), &mut remarks);
+        assert_eq!(last.last(), records.last());
+    }
+
+    #[test]
+    fn an_age_names_who_waits_and_for_how_long() {
+        let ages = Ages {
+            age: 2002,
+            half: 2000,
+            task: Some("victim[7]".into()),
+            hz: Some(250),
+            ..Ages::default()
+        };
+        assert_eq!(
+            ages.words(),
+            "victim[7] has been runnable for 8.0 s, half of the watchdog's limit is 8.0 s"
+        );
+        let unnamed = Ages {
+            task: None,
+            hz: None,
+            ..ages.clone()
+        };
+        assert_eq!(
+            unnamed.words(),
+            "a task has been runnable for 2002 jiffies, half of the watchdog's limit is 2000 jiffies"
+        );
+        let watchdog = Ages {
+            watchdog: true,
+            ..ages
+        };
+        assert!(
+            watchdog
+                .words()
+                .starts_with("the watchdog has not run for 8.0 s")
+        );
     }
 }

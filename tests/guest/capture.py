@@ -408,6 +408,9 @@ def case_max_size(rig, kernel):
     nothing_but(rig.where, "max", "max.core.zst.partial")
     tells_the_failure(err, "error")
     check("no report can be made of it" in err, f"5M: {err}")
+    check("free, user and cache pages had been left out already" in err, f"5M: {err}")
+    check(re.search(r"needs --max-size \d+M or more", err), f"5M: {err}")
+    check("--vmlinux" not in err, f"5M: {err}")
     return f"40 MiB: {size} MiB without pages that no report needs; 5 MiB: .partial, and the failure is told"
 
 

@@ -9,7 +9,7 @@ use scx_postmortem_format::capture::VcpuState;
 use super::*;
 use crate::machine::Mapping;
 use crate::machine::memory::Backing;
-use crate::watch::{LatchState, Seen};
+use crate::watch::{Ages, LatchState, Seen};
 
 const ENTRY: u64 = 0xffff_ffff_8120_0000;
 const BACK: u64 = 0xffff_ffff_8130_0042;
@@ -131,6 +131,10 @@ struct Fake {
     live: bool,
     stood: bool,
     died: Option<&'static str>,
+    /// How long each wait was to be.
+    waits: Vec<Duration>,
+    /// It waits as long as that.
+    sleeps: bool,
 }
 
 struct FakeEyes {
@@ -144,7 +148,8 @@ struct FakeEyes {
     uptimes: std::cell::RefCell<VecDeque<Duration>>,
     /// Whether each search was to be for a kernel that ticks.
     asked: Vec<bool>,
-    samples: u32,
+    /// When samples were taken.
+    samples: Vec<Duration>,
 }
 
 impl Eyes for FakeEyes {
@@ -157,11 +162,19 @@ impl Eyes for FakeEyes {
         self.seen.borrow().clone()
     }
 
-    fn ages(&self) -> Option<(u64, u64)> {
+    fn ages(&self) -> Option<Ages> {
         let seen = self.seen.borrow();
         let seen = seen.as_ref();
-        self.ages
-            .or_else(|| seen.and_then(|seen| seen.oldest_age.zip(seen.half_timeout)))
+        let ages = self
+            .ages
+            .or_else(|| seen.and_then(|seen| seen.oldest_age.zip(seen.half_timeout)));
+        ages.map(|(age, half)| Ages {
+            age,
+            half,
+            task: Some("victim[7]".into()),
+            hz: Some(250),
+            ..Ages::default()
+        })
     }
 
     fn failure(&self) -> Option<Scheduler> {
@@ -181,8 +194,8 @@ impl Eyes for FakeEyes {
         self.uptimes.borrow_mut().pop_front()
     }
 
-    fn sample(&mut self, _: Duration) {
-        self.samples += 1;
+    fn sample(&mut self, at: Duration) {
+        self.samples.push(at);
     }
 
     fn return_address(&self, _: u64) -> Option<u64> {
@@ -211,7 +224,11 @@ impl Machine for Fake {
         2
     }
 
-    fn wait(&mut self, _: Duration) -> Result<Option<Event>, MachineError> {
+    fn wait(&mut self, wait: Duration) -> Result<Option<Event>, MachineError> {
+        self.waits.push(wait);
+        if self.sleeps {
+            std::thread::sleep(wait);
+        }
         let turn = self
             .script
             .pop_front()
@@ -312,6 +329,8 @@ fn rig(script: Vec<Turn>) -> Rig {
         live: true,
         stood: true,
         died: None,
+        waits: Vec::new(),
+        sleeps: false,
     };
     let eyes = FakeEyes {
         seen,
@@ -327,7 +346,7 @@ fn rig(script: Vec<Turn>) -> Rig {
         log: VecDeque::new().into(),
         uptimes: VecDeque::new().into(),
         asked: Vec::new(),
-        samples: 0,
+        samples: Vec::new(),
     };
     let triggers = Triggers::default();
     Rig {
@@ -846,7 +865,43 @@ fn samples_are_taken_on_the_way_and_at_the_end() {
     rig.triggers.sample_every = Some(Duration::ZERO);
     rig.late();
     // Nothing is sampled before the kernel is found; then at each turn, and once it stands.
-    assert_eq!(rig.eyes.samples, 3);
+    assert_eq!(rig.eyes.samples.len(), 3);
+}
+
+#[test]
+fn samples_come_when_they_are_due() {
+    let every = Duration::from_millis(20);
+    let mut script: Vec<Turn> = (0..12).map(|_| nothing(with(0))).collect();
+    script.push(ended());
+    let mut rig = rig(script);
+    rig.triggers.sample_every = Some(every);
+    rig.machine.sleeps = true;
+    rig.run();
+    // The first turns find the kernel and take the first sample; from then on each wait ends when
+    // the next one is due.
+    let (first, then) = rig.machine.waits.split_at(2);
+    assert_eq!(first, [TICK; 2]);
+    assert!(then.iter().all(|&wait| wait <= every), "{then:?}");
+    let samples = &rig.eyes.samples;
+    assert_eq!(samples.len(), 11, "one in each turn");
+    // None comes before it is due, and what one was late by is not added to all that follow.
+    let since = |at: usize| samples[at].saturating_sub(samples[0]);
+    let slack = Duration::from_millis(1);
+    assert!((1..11).all(|n| since(n) + slack >= every * u32::try_from(n).unwrap()));
+}
+
+#[test]
+fn what_is_due_keeps_its_beat_and_is_not_made_up_for() {
+    let ms = Duration::from_millis;
+    let start = Instant::now();
+    let next = |due, now| next(start + ms(due), ms(100), start + ms(now)) - start;
+    assert_eq!(next(0, 0), ms(100));
+    assert_eq!(next(100, 104), ms(200));
+    assert_eq!(next(100, 199), ms(200));
+    assert_eq!(next(100, 200), ms(300));
+    assert_eq!(next(100, 730), ms(800), "six were missed");
+    let zero = super::next(start, Duration::ZERO, start + ms(5));
+    assert_eq!(zero, start + ms(5));
 }
 
 #[test]
@@ -1243,7 +1298,7 @@ fn memory_that_is_not_seen_while_the_guest_runs_is_not_watched() {
     );
     assert!(matches!(outcome.early, Early::Waiting { peak: 0, .. }));
     // The last one, of the guest that stands.
-    assert_eq!(rig.eyes.samples, 1);
+    assert_eq!(rig.eyes.samples.len(), 1);
 }
 
 #[test]
@@ -1355,6 +1410,39 @@ fn a_failure_between_two_looks_is_found_in_the_log() {
     let mut old = self::rig(vec![nothing(with(0)), nothing(with(0)), gone(), ended()]);
     logs(&mut old, &[Some(7)]);
     assert!(old.run().0.late.is_none());
+}
+
+#[test]
+fn a_failure_in_the_log_is_not_measured_by_another_scheduler() {
+    // `foo` was sound, and is gone; what comes instead is seen to be sound later.
+    let later = Duration::from_millis(60);
+    let other = |name: &str| {
+        let mut seen = with(0);
+        let scheduler = seen.scheduler.as_mut().unwrap();
+        (scheduler.at, scheduler.name) = (0xffff_8880_0055_0000, name.into());
+        nothing(seen)
+    };
+    let age = |name: &str| {
+        let comes = Turn {
+            then: Some(Box::new(move || std::thread::sleep(later))),
+            ..other(name)
+        };
+        let mut rig = rig(vec![nothing(with(0)), nothing(with(0)), comes, other(name)]);
+        rig.triggers.moment = Moment::Poll;
+        logs(&mut rig, &[None, None, Some(9)]);
+        let late = rig.late();
+        assert_eq!(late.fired.by, Some("kernel log"));
+        late.fired.exit_age_at_most.unwrap()
+    };
+    assert!(age("bar") >= later);
+    // The same scheduler, started once more.
+    assert!(age("foo") >= later);
+
+    // Nobody has ever seen the one that failed.
+    let mut unseen = rig(vec![other("bar"), other("bar"), nothing(Seen::default())]);
+    unseen.triggers.moment = Moment::Poll;
+    logs(&mut unseen, &[None, Some(9)]);
+    assert_eq!(unseen.late().fired.exit_age_at_most, None);
 }
 
 #[test]

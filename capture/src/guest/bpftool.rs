@@ -10,13 +10,20 @@ const FIRST: (u32, u32) = (7, 2);
 /// What to do about one that cannot be used.
 pub(super) const ANOTHER: &str = "--bpftool FILE names another one (Debian has it in bpftool, Ubuntu the program itself in /usr/lib/linux-tools/*/bpftool, Fedora in bpftool)";
 
-/// Refuses one that is known to be too old. One that does not tell its version here may still do so in
-/// the guest.
+/// Refuses one that is known to be too old, or is another program. One that cannot be run here may
+/// still run in the guest.
 pub(super) fn check(path: &Path, root: Option<&Path>) -> Result<(), String> {
-    let Some(version) = said(path, root).as_deref().and_then(version) else {
+    let Some(said) = said(path, root) else {
         return Ok(());
     };
-    too_old(version).map_or(Ok(()), |why| Err(format!("{}: {why}", path.display())))
+    let why = match version(&said) {
+        Some(version) => too_old(version),
+        None if said.contains("bpftool") => None,
+        None => Some(format!(
+            "is no bpftool: asked for its version, it does not print that word; {ANOTHER}"
+        )),
+    };
+    why.map_or(Ok(()), |why| Err(format!("{}: {why}", path.display())))
 }
 
 fn too_old(version: (u32, u32)) -> Option<String> {
@@ -28,7 +35,8 @@ fn too_old(version: (u32, u32)) -> Option<String> {
     })
 }
 
-/// What `bpftool version` prints. One from another system's tree is run by its own loader.
+/// What `bpftool version` prints, when it can be run. One from another system's tree is run by its own
+/// loader.
 fn said(path: &Path, root: Option<&Path>) -> Option<String> {
     let mut command = match root {
         None => Command::new(path),
@@ -46,7 +54,9 @@ fn said(path: &Path, root: Option<&Path>) -> Option<String> {
     };
     let command = command.arg("version").stdin(Stdio::null());
     let output = command.stderr(Stdio::null()).output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    // As a loader or a shell ends that cannot run it, or one that the CPU cannot.
+    let ran = output.status.code().is_some_and(|code| code < 126);
+    ran.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Of `/usr/sbin/bpftool v7.5.0`: the name is the one that it was called by.
@@ -77,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_tells_its_version_and_another_program_decides_nothing() {
+    fn a_script_tells_its_version_and_another_program_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bpftool");
         std::fs::write(&path, "#!/bin/sh\necho bpftool v7.1.0\n").unwrap();
@@ -85,6 +95,21 @@ mod tests {
         std::fs::set_permissions(&path, mode).unwrap();
         let why = check(&path, None).unwrap_err();
         assert!(why.contains("is bpftool 7.1"), "{why}");
-        check(Path::new("/bin/true"), None).unwrap();
+        for (says, is_one) in [
+            ("echo features: libbfd", false),
+            // As coreutils do.
+            ("echo 'ls (GNU coreutils) 9.1'", false),
+            ("echo bpftool of my own", true),
+            ("exit 127", true),
+        ] {
+            std::fs::write(&path, format!("#!/bin/sh\n{says}\n")).unwrap();
+            let checked = check(&path, None);
+            assert_eq!(checked.is_ok(), is_one, "{says}: {checked:?}");
+        }
+        let why = check(Path::new("/bin/true"), None).unwrap_err();
+        assert!(
+            why.starts_with("/bin/true: is no bpftool") && why.contains("--bpftool FILE"),
+            "{why}"
+        );
     }
 }
