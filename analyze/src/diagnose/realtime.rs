@@ -26,7 +26,11 @@ pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
         let class = hog.task.class.as_deref().unwrap_or_default();
         let (comm, pid) = (&hog.task.comm, hog.task.pid);
         // Several take turns: the one that has run longest is told, and what runs at this instant.
-        let now = hog.cpu.curr.as_ref().filter(|curr| curr.kva != hog.task.kva);
+        let now = hog
+            .cpu
+            .curr
+            .as_ref()
+            .filter(|curr| curr.kva != hog.task.kva);
         let now = now.map_or(String::new(), |curr| {
             let class = curr.class.as_deref().unwrap_or_default();
             format!(", where {}[{}] ({class}) runs now", curr.comm, curr.pid)
