@@ -203,7 +203,8 @@ class Guest:
             "exit kind": (self.own["exit_info"]["kind"], 1026 if self.stalls else 1025),
             "starved": ({each["comm"] for each in self.own.get("starved", [])}, STARVED if self.stalls else set()),
             "differences from the kernel's dump": (dump.get("differences", []), []),
-            "values compared with the kernel's dump": (dump.get("compared", 0) >= 80, True),
+            # How many there are is up to how many tasks happen to be runnable: 70 to 190 were seen.
+            "values compared with the kernel's dump": (dump.get("compared", 0) >= 40, True),
         }
         if "nokaslr" in recipe["append"]:
             facts["KASLR offset"] = (kernel["kaslr_offset"], "0x0")
