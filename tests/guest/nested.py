@@ -6,7 +6,7 @@ emulation that has AMD's virtualisation, and in it the guest whose scheduler fai
     tests/guest/nested.py                       all cases
     tests/guest/nested.py --case error,exits    some of the cases
     tests/guest/nested.py --exits 20            error exits that are counted
-    tests/guest/nested.py --short               what CI runs: tiny guests, stall, error and dual, all in one outer guest
+    tests/guest/nested.py --short               tiny guests, stall, error and dual, all in one outer guest, six minutes
     tests/guest/nested.py --here                tiny guests and --backend auto on this machine's own /dev/kvm
 
 The outer guest runs a Debian kernel with kvm-amd and busybox. What it is to do is a shell script,
@@ -495,7 +495,7 @@ def cases(options):
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--exits", type=int, default=5, help="error exits that are counted")
-    parser.add_argument("--short", action="store_true", help="what CI runs, in one outer guest")
+    parser.add_argument("--short", action="store_true", help="all in one outer guest")
     parser.add_argument("--here", action="store_true", help="this machine's own KVM instead of a guest's")
     options = parser.parse_args()
     run_cases(options, "scxpm-nested-", lambda where: Outer(Rig(options.cache, where), where), cases(options),
