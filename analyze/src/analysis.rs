@@ -699,11 +699,6 @@ fn starved(own: &PostmortemReport, rqs: &[CpuRq], dsqs: &[Dsq]) -> Vec<StarvedTa
     starved
 }
 
-/// Milliseconds as the kernel's own messages write them.
-fn seconds(ms: u64) -> String {
-    format!("{}.{:03}s", ms / 1000, ms % 1000)
-}
-
 /// Where a starved task is, as far as it could be read.
 fn whereabouts(own: &PostmortemReport, task: &StarvedTask) -> String {
     match (&task.dsq_origin, task.dsq_id, task.dsq_position) {
@@ -801,7 +796,7 @@ fn of_scheduler(own: &PostmortemReport, known: &Known) -> Vec<String> {
         None => lines.push(format!("scheduler {name} is loaded but not attached, no exit recorded")),
     }
     let limit = sched.watchdog_timeout_ms.map_or_else(String::new, |ms| {
-        format!(" (the watchdog's limit is {})", seconds(ms))
+        format!(" (the watchdog's limit is {})", diagnose::waited(ms))
     });
     if let Some(worst) = own.starved.first() {
         lines.push(format!(
@@ -809,7 +804,7 @@ fn of_scheduler(own: &PostmortemReport, known: &Known) -> Vec<String> {
             worst.comm,
             worst.pid,
             worst.cpu,
-            seconds(worst.runnable_age_ms),
+            diagnose::waited(worst.runnable_age_ms),
             whereabouts(own, worst)
         ));
         // The watchdog goes from CPU to CPU, and names the first that is over the limit.
@@ -823,7 +818,7 @@ fn of_scheduler(own: &PostmortemReport, known: &Known) -> Vec<String> {
                 "the kernel names {}[{}] since the watchdog came to it first; it has waited for {}",
                 named.comm,
                 named.pid,
-                seconds(named.runnable_age_ms)
+                diagnose::waited(named.runnable_age_ms)
             ));
         }
         if own.starved.len() > 1 {

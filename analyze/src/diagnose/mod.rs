@@ -413,7 +413,7 @@ fn program_name(symbol: &str) -> &str {
 }
 
 /// Seconds of a wait, as the kernel writes them.
-fn waited(ms: u64) -> String {
+pub(crate) fn waited(ms: u64) -> String {
     format!("{}.{:03}s", ms / 1000, ms % 1000)
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use scx_postmortem_format::report::{CpuInfo, CurrTask, Frame, TaskInfo};
 
-use super::{Case, Confidence, Draft, program_name};
+use super::{Case, Confidence, Draft, program_name, waited};
 
 /// How far a clock may be behind before it counts: a tick comes every few ms, but a host that is
 /// out of breath does not run all vCPUs.
@@ -105,7 +105,7 @@ fn stuck(case: &Case<'_>, at: usize, cpu: &CpuInfo, newest: u64) -> Option<Draft
         format!(
             "CPU {} has been in the kernel{off} without a tick for {}, with {}: {place}",
             cpu.cpu,
-            seconds(behind),
+            waited(behind / 1_000_000),
             who(curr),
         ),
     )
@@ -141,10 +141,6 @@ pub(super) fn waiting_on(case: &Case<'_>, cpu: &CpuInfo, for_ns: u64) -> Vec<usi
         task.dsq_origin.as_deref() == Some(&*origin) || (for_ns >= wait_ns / 2 && alone())
     });
     only.map(|(index, _)| index).collect()
-}
-
-pub(super) fn seconds(ns: u64) -> String {
-    format!("{}.{:03}s", ns / 1_000_000_000, ns / 1_000_000 % 1000)
 }
 
 pub(super) fn who(curr: &CurrTask) -> String {

@@ -5,8 +5,8 @@
 
 use scx_postmortem_format::report::{CpuContext, CpuInfo};
 
-use super::stuck::{BEHIND_NS, Place, inside, place, seconds, waiting_on, who};
-use super::{Case, Confidence, Draft};
+use super::stuck::{BEHIND_NS, Place, inside, place, waiting_on, who};
+use super::{Case, Confidence, Draft, waited};
 
 pub(super) fn find(case: &Case<'_>) -> Vec<Draft> {
     let cpus = case.report.cpus.iter().enumerate();
@@ -56,7 +56,7 @@ fn without_preemption(case: &Case<'_>, at: usize, cpu: &CpuInfo) -> Option<Draft
             "CPU {} has been in the kernel {why}, for {} or longer, with {}: {place}; not even the highest class gets it",
             cpu.cpu,
             // The last step of that clock may have been about to end.
-            seconds(age - (1 << 30)),
+            waited((age - (1 << 30)) / 1_000_000),
             who(curr),
         ),
     )
