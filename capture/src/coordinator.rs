@@ -806,8 +806,8 @@ impl<'a> Coordinator<'a> {
         let entry = self.found.as_ref().and_then(|found| found.dump_entry);
         let stops = |s: &Stop| match s {
             Stop::Execute(at) => entry == Some(*at),
-            Stop::Change(_) => scheduler.failed,
-            Stop::Write(_) => false,
+            // Its store may be older than the watch.
+            Stop::Change(_) | Stop::Write(_) => false,
         };
         let breaks = self.stops.iter().any(stops);
         let failing = Phase::Failing {

@@ -441,16 +441,10 @@ fn finish(
             "ended by a signal{also}{}",
             no_kernel(guest)
         ))),
-        End::Lost(why) => {
-            let other = match guest.machine.0 {
-                "kvm" => "; --backend auto takes QEMU where this host's KVM does not do",
-                _ => "",
-            };
-            Err(failure(LOST)(format!(
-                "{why}{other}{also}{}",
-                console_end(&guest.console)
-            )))
-        }
+        End::Lost(why) => Err(failure(LOST)(format!(
+            "{why}{also}{}",
+            console_end(&guest.console)
+        ))),
     }
 }
 

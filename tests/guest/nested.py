@@ -470,6 +470,8 @@ def case_auto(outer):
     names_the_stall(report(output), "error")
     why = [line for line in done.stderr.splitlines() if line.startswith("capture: not on KVM")]
     check(len(why) == (said["source"]["kind"] == "qemu"), f"on {said['source']['kind']}, and said {done.stderr!r}")
+    if why and "emulate" in why[0]:
+        check(re.search(r"at RIP 0x[0-9a-f]+ of vCPU \d+ .*, bytes( [0-9a-f]{2})+$", why[0]), why[0])
     return f"on {said['source']['kind']}: {why}"
 
 

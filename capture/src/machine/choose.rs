@@ -1,5 +1,6 @@
 //! Which backend runs a guest: the one place that knows them all.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -39,6 +40,16 @@ pub(crate) fn start(
     config: &Config,
     end: &AtomicBool,
 ) -> Result<Box<dyn Machine>, MachineError> {
+    // What no backend could start is no reason to take another one.
+    for (what, path) in [("kernel", &config.kernel), ("initrd", &config.initrd)] {
+        let cannot = |e: &dyn std::fmt::Display| {
+            MachineError::Start(format!("cannot read the {what} {}: {e}", path.display()))
+        };
+        let file = File::open(path).map_err(|e| cannot(&e))?;
+        if file.metadata().is_ok_and(|meta| meta.is_dir()) {
+            return Err(cannot(&"it is a directory"));
+        }
+    }
     match choice.backend {
         Backend::Qemu => emulated(choice, config),
         Backend::Kvm => Ok(Box::new(Kvm::start(config)?)),

@@ -212,7 +212,7 @@ pub(crate) trait Machine {
         None
     }
 
-    /// Lets all vCPUs go on.
+    /// Lets all vCPUs go on; not before what has stopped them meanwhile was waited for.
     fn resume(&mut self) -> Result<(), MachineError>;
 
     /// Leaves the guest as was promised: ended if it is ours, running if it is not.

@@ -2,7 +2,8 @@
 //! as they fire on this host.
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
 };
 use kvm_ioctls::{Error, VcpuFd};
 
@@ -51,8 +52,13 @@ impl std::fmt::Display for Fires {
     }
 }
 
-/// These, and nothing else, stop the vCPU.
+/// These, and nothing else, stop the vCPU. Debug registers that the guest has set itself do not
+/// work meanwhile.
 pub(super) fn set(fd: &VcpuFd, stops: &[Stop]) -> Result<(), Error> {
+    fd.set_guest_debug(&request(stops))
+}
+
+fn request(stops: &[Stop]) -> kvm_guest_debug {
     let mut debug = kvm_guest_debug::default();
     let mut control = EXACT;
     for (index, stop) in stops.iter().enumerate().take(COUNT) {
@@ -71,6 +77,16 @@ pub(super) fn set(fd: &VcpuFd, stops: &[Stop]) -> Result<(), Error> {
     if let Some(dr7) = debug.arch.debugreg.last_mut() {
         *dr7 = control;
     }
+    debug
+}
+
+/// Gives a debug exception to the guest, whose own it is: a step of its debugger.
+pub(super) fn give_back(fd: &VcpuFd, stops: &[Stop], dr6: u64) -> Result<(), Error> {
+    let mut registers = fd.get_debug_regs()?;
+    registers.dr6 = dr6;
+    fd.set_debug_regs(&registers)?;
+    let mut debug = request(stops);
+    debug.control |= KVM_GUESTDBG_INJECT_DB;
     fd.set_guest_debug(&debug)
 }
 
@@ -86,13 +102,13 @@ pub(super) fn met(stops: &[Stop], pc: u64, dr6: u64) -> Option<Stop> {
         .copied()
 }
 
-/// Before a vCPU goes on: whether it stands at an instruction that would stop it at once. The flag
-/// that should let it pass is set, which is enough where the processor itself looks at it.
-pub(super) fn stands_at_one(fd: &VcpuFd, stops: &[Stop]) -> bool {
+/// Before a vCPU goes on that may stand at a breakpoint: whether it does. The flag that should let it
+/// pass is set, which is enough where the processor itself looks at it.
+pub(super) fn pass(fd: &VcpuFd, at: u64) -> bool {
     let Ok(mut regs) = fd.get_regs() else {
         return false;
     };
-    let stands = stops.contains(&Stop::Execute(regs.rip));
+    let stands = regs.rip == at;
     if stands {
         regs.rflags |= RESUME;
         // Else it is met once more.
@@ -101,12 +117,21 @@ pub(super) fn stands_at_one(fd: &VcpuFd, stops: &[Stop]) -> bool {
     stands
 }
 
-/// Makes a vCPU stop after one instruction.
+/// Whether DR6 tells of a single step.
+pub(super) const fn is_step(dr6: u64) -> bool {
+    dr6 & 1 << 14 != 0
+}
+
+/// Makes a vCPU stop after one instruction, and not within the handler of an interrupt, where the
+/// host's kernel can hold them off (5.15).
 pub(super) fn set_step(fd: &VcpuFd) -> Result<(), Error> {
-    fd.set_guest_debug(&kvm_guest_debug {
-        control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
-        ..kvm_guest_debug::default()
-    })
+    let step = |more: u32| {
+        fd.set_guest_debug(&kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | more,
+            ..kvm_guest_debug::default()
+        })
+    };
+    step(KVM_GUESTDBG_BLOCKIRQ).or_else(|_| step(0))
 }
 
 #[cfg(test)]

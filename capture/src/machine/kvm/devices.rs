@@ -4,6 +4,7 @@
 //! read as all ones, as on a real bus.
 
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
@@ -84,6 +85,8 @@ type Port = Serial<Interrupt, NoEvents, Line>;
 /// All devices of a guest.
 pub(super) struct Devices {
     serial: [Mutex<Port>; 2],
+    /// What raises their interrupts.
+    interrupts: [RawFd; 2],
     /// ACPI's enable register: what was written is read back, and nothing else happens.
     enabled: Mutex<[u8; 2]>,
     pub(super) console: Line,
@@ -91,7 +94,14 @@ pub(super) struct Devices {
     /// What came of a device's attempt to open a file; see [`BREAKS_OUT`].
     #[cfg(test)]
     pub(super) opened: Mutex<Option<Option<i32>>>,
+    /// What [`COUNTS`] gives next.
+    #[cfg(test)]
+    next: std::sync::atomic::AtomicU8,
 }
+
+/// Memory that counts the bytes that are read from it, from here on.
+#[cfg(test)]
+pub(super) const COUNTS: u64 = 8 << 20;
 
 /// A device with a hole: whoever writes here makes it open a file of the host.
 #[cfg(test)]
@@ -102,18 +112,29 @@ impl Devices {
         let port = |interrupt: u32, line: &Line| {
             let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
             vm.register_irqfd(&event, interrupt)?;
-            Ok::<_, io::Error>(Mutex::new(Serial::new(Interrupt(event), line.clone())))
+            let fd = event.as_raw_fd();
+            let port = Mutex::new(Serial::new(Interrupt(event), line.clone()));
+            Ok::<_, io::Error>((port, fd))
         };
         let (console, host) = (Line::default(), Line::default());
         let [(_, first), (_, second)] = SERIAL;
+        let (first, second) = (port(first, &console)?, port(second, &host)?);
         Ok(Self {
-            serial: [port(first, &console)?, port(second, &host)?],
+            interrupts: [first.1, second.1],
+            serial: [first.0, second.0],
             enabled: Mutex::default(),
             console,
             host,
             #[cfg(test)]
             opened: Mutex::default(),
+            #[cfg(test)]
+            next: std::sync::atomic::AtomicU8::default(),
         })
+    }
+
+    /// The descriptors that raise their interrupts.
+    pub(super) const fn interrupts(&self) -> [RawFd; 2] {
+        self.interrupts
     }
 
     fn serial(&self, port: u16) -> Option<(&Mutex<Port>, u8)> {
@@ -158,6 +179,17 @@ impl Devices {
 
     fn enable(&self, value: [u8; 2]) {
         *self.enabled.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+
+    /// A vCPU reads memory that is none: nothing is there.
+    pub(super) fn read_memory(&self, at: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        #[cfg(test)]
+        if at >= COUNTS {
+            data.fill_with(|| self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        }
+        // For the tests alone.
+        let _ = at;
     }
 
     /// A vCPU reads from a port.

@@ -19,7 +19,6 @@ mod watcher;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
@@ -42,6 +41,10 @@ const SHORT: Duration = Duration::from_secs(3);
 /// How long a kernel is tried before it counts as one that runs here.
 const TRIAL: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
+/// How long one says nothing before it is stopped to see how far it is; then twice as long.
+const SILENCE: Duration = Duration::from_millis(250);
+/// The privilege level of programs.
+const USER: u8 = 3;
 /// What a kernel writes when it has come through everything that a host may fail at.
 const BOOTED: [&[u8]; 2] = [b"Run /init as init", b"Freeing unused kernel"];
 /// What it writes when it has not.
@@ -55,10 +58,6 @@ pub(super) struct Kvm {
     vm: Arc<Vm>,
     devices: Arc<Devices>,
     memory: GuestMemory,
-    told: Receiver<Told>,
-    tell: Sender<Told>,
-    /// An event that came while the guest was tried.
-    stash: Option<Told>,
     /// What init has said of a line that is not whole.
     pending: Vec<u8>,
     watcher: Option<Watcher>,
@@ -66,8 +65,6 @@ pub(super) struct Kvm {
     shifts: bool,
     /// What of this host's debug registers works.
     fires: Fires,
-    /// What is in them, in this order.
-    hardware: Vec<Stop>,
     stops: Vec<Stop>,
     stands: bool,
     /// The guest's clock and TSC when it was stopped.
@@ -81,8 +78,10 @@ pub(super) struct Kvm {
 /// A guest's time.
 struct Time {
     clock: Option<kvm_clock_data>,
-    /// Of each vCPU what its TSC was shifted by, and the host's time.
+    /// Of each vCPU what its TSC was shifted by, and what it was.
     offsets: Vec<Option<u64>>,
+    tscs: Vec<Option<u64>>,
+    /// The host's.
     at: Instant,
 }
 
@@ -138,9 +137,10 @@ impl Kvm {
         let mut kvm = Self::prepare(topology, config.memory_bytes, config.unparked)?;
         let pieces = layout::pieces(config.memory_bytes);
         let entry = boot::load(&kvm.vm.memory, &pieces, &topology, config)?;
-        if let Some(first) = kvm.crew.vcpu(0) {
-            boot::enter(&first.fd, entry).map_err(start("the first vCPU"))?;
-        }
+        let late = || MachineError::Start("the first vCPU's thread did not begin in time".into());
+        let first = kvm.crew.vcpu(0).ok_or_else(late)?;
+        boot::enter(&first.fd, entry).map_err(start("the first vCPU"))?;
+        drop(first);
         kvm.resume()?;
         Ok(kvm)
     }
@@ -200,22 +200,17 @@ impl Kvm {
         let cpus = cpus
             .collect::<Result<Vec<_>, Error>>()
             .map_err(start("a vCPU"))?;
-        let (tell, told) = channel();
-        let crew = Crew::start(cpus, &devices, &tell, unparked)
+        let crew = Crew::start(cpus, &devices, fires.step, unparked)
             .map_err(|e| MachineError::Start(format!("cannot start the guest on KVM: {e}")))?;
         let mut machine = Self {
             crew,
             vm,
             devices,
             memory,
-            told,
-            tell,
-            stash: None,
             pending: Vec::new(),
             watcher: None,
             fires,
             shifts,
-            hardware: Vec::new(),
             stops: Vec::new(),
             stands: true,
             stopped_at: None,
@@ -249,6 +244,7 @@ impl Kvm {
     /// Waits until the kernel has come so far that this host can run it, or says why it cannot.
     pub(super) fn tried(mut self, end: &AtomicBool) -> Result<Self, MachineError> {
         let deadline = Instant::now() + TRIAL;
+        let (mut said, mut looked, mut silence) = (0, Instant::now(), SILENCE);
         while Instant::now() < deadline && !end.load(Ordering::Relaxed) {
             let booted = self.devices.console.look(|text| {
                 let mut signs = BOOTED.iter();
@@ -262,23 +258,45 @@ impl Kvm {
                 let why = format!("the guest's kernel panicked while it booted: {line}");
                 return Err(MachineError::Start(why));
             }
-            match self.told.recv_timeout(TICK) {
-                Err(_) => {}
-                Ok(Told::Failed { why }) => return Err(MachineError::Start(why)),
-                Ok(Told::Ended {
+            match self.crew.told(TICK) {
+                None => {}
+                Some(Told::Failed { why }) => return Err(MachineError::Start(why)),
+                Some(Told::Ended {
                     how,
                     powered_off: false,
                 }) => {
                     let why = format!("the guest ended while it booted: {how}");
                     return Err(MachineError::Start(why));
                 }
-                Ok(told) => {
-                    self.stash = Some(told);
+                Some(told) => {
+                    self.crew.put_back(told);
                     break;
                 }
             }
+            // One that says nothing may be long past its boot; one that does is not disturbed.
+            let says = self.devices.console.look(<[u8]>::len);
+            if says != said {
+                (said, looked) = (says, Instant::now());
+            } else if looked.elapsed() >= silence {
+                if self.runs_programs() {
+                    break;
+                }
+                self.resume()?;
+                (silence, looked) = (silence * 2, Instant::now());
+            }
         }
+        self.resume()?;
         Ok(self)
+    }
+
+    /// Stops the guest; whether one of its vCPUs was in a program, not in the kernel.
+    fn runs_programs(&mut self) -> bool {
+        self.halt();
+        let mut vcpus = (0..self.crew.count()).filter_map(|number| self.crew.vcpu(number));
+        vcpus.any(|vcpu| {
+            let special = vcpu.fd.get_sregs();
+            special.is_ok_and(|special| special.cs.dpl == USER)
+        })
     }
 
     fn event(&mut self, told: Told) -> Result<Option<Event>, MachineError> {
@@ -289,28 +307,17 @@ impl Kvm {
             }
             Told::Failed { why } => {
                 self.ended = true;
-                Err(MachineError::Gone(why))
+                Err(MachineError::Gone(format!(
+                    "{why}; --backend qemu does without it"
+                )))
             }
-            Told::Changed { at } => {
+            Told::Stopped { at, rsp, rdi } => {
                 self.halt();
-                Ok(Some(Event::Stopped {
-                    at: Stop::Change(at),
-                    rsp: 0,
-                    rdi: 0,
-                }))
-            }
-            Told::Debug { vcpu, pc, dr6 } => {
-                self.halt();
-                let Some(at) = debug::met(&self.hardware, pc, dr6) else {
-                    // Set before, or the guest's own: none of ours.
+                if !self.stops.contains(&at) {
+                    // Set before, and not any more.
                     self.resume()?;
                     return Ok(None);
-                };
-                let regs = self
-                    .crew
-                    .vcpu(vcpu)
-                    .and_then(|vcpu| vcpu.fd.get_regs().ok());
-                let (rsp, rdi) = regs.map_or((0, 0), |regs| (regs.rsp, regs.rdi));
+                }
                 Ok(Some(Event::Stopped { at, rsp, rdi }))
             }
         }
@@ -333,13 +340,15 @@ impl Kvm {
     fn time(&self) -> Time {
         // What passes from here on does not pass for the guest.
         let (at, clock) = (Instant::now(), self.vm.fd.get_clock().ok());
-        let offsets = (0..self.crew.count()).map(|number| {
+        let each = (0..self.crew.count()).map(|number| {
             let vcpu = self.crew.vcpu(number)?;
-            vcpu.tsc_offset()
+            Some((vcpu.tsc_offset(), state::tsc(&vcpu.fd)))
         });
+        let (offsets, tscs) = each.map(Option::unwrap_or_default).unzip();
         Time {
-            offsets: offsets.collect(),
             clock,
+            offsets,
+            tscs,
             at,
         }
     }
@@ -386,9 +395,7 @@ impl Kvm {
             let vcpu = self.crew.vcpu(number)?;
             watcher::place(&vcpu, &self.memory, at)
         });
-        self.watcher = place.and_then(|place| {
-            Watcher::start(&self.vm, &self.crew, place, at, self.tell.clone()).ok()
-        });
+        self.watcher = place.and_then(|place| Watcher::start(&self.vm, &self.crew, place, at).ok());
         self.watcher.is_some()
     }
 }
@@ -428,16 +435,9 @@ impl Machine for Kvm {
     }
 
     fn wait(&mut self, wait: Duration) -> Result<Option<Event>, MachineError> {
-        let told = match self.stash.take() {
-            Some(told) => Ok(told),
-            None => self.told.recv_timeout(wait),
-        };
-        match told {
-            Ok(told) => self.event(told),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(MachineError::Gone("no vCPU is left".into()))
-            }
+        match self.crew.told(wait) {
+            Some(told) => self.event(told),
+            None => Ok(None),
         }
     }
 
@@ -450,11 +450,14 @@ impl Machine for Kvm {
             _ => None,
         });
         let ran = !self.stands;
-        self.halt();
-        let hardware = stops.iter().filter(|stop| self.fires.has(**stop));
-        self.hardware = hardware.copied().take(debug::COUNT).collect();
-        for vcpu in (0..self.crew.count()).filter_map(|number| self.crew.vcpu(number)) {
-            debug::set(&vcpu.fd, &self.hardware).map_err(|e| MachineError::Refused {
+        // One that does not stand would pass what the others stop at.
+        let all_stand = self.halt().is_empty();
+        let hardware = stops
+            .iter()
+            .filter(|stop| all_stand && self.fires.has(**stop));
+        let hardware: Vec<Stop> = hardware.copied().take(debug::COUNT).collect();
+        for mut vcpu in (0..self.crew.count()).filter_map(|number| self.crew.vcpu(number)) {
+            vcpu.stop_at(&hardware).map_err(|e| MachineError::Refused {
                 what: "KVM_SET_GUEST_DEBUG".into(),
                 why: e.to_string(),
             })?;
@@ -462,7 +465,7 @@ impl Machine for Kvm {
         let watched = self.watch(change);
         let set = |stop: &&Stop| match stop {
             Stop::Change(at) => watched && change == Some(*at),
-            stop => self.hardware.contains(stop),
+            stop => hardware.contains(stop),
         };
         self.stops = stops.iter().filter(set).copied().collect();
         if ran {
@@ -484,7 +487,15 @@ impl Machine for Kvm {
                 continue;
             };
             match state::of(number, &vcpu.fd) {
-                Ok(state) => frozen.vcpus.push(state),
+                Ok(mut state) => {
+                    let time = self.stopped_at.as_ref();
+                    let tsc = time.and_then(|time| time.tscs.get(state.vcpu as usize).copied()?);
+                    if let Some(tsc) = tsc {
+                        // It is counting while the guest stands.
+                        state::set_tsc(&mut state, tsc);
+                    }
+                    frozen.vcpus.push(state);
+                }
                 Err(e) => {
                     if frozen.faults.is_empty() {
                         frozen.cause = Cause::Registers;
@@ -506,21 +517,21 @@ impl Machine for Kvm {
         if !self.stands || self.ended {
             return Ok(());
         }
-        if let Some(time) = self.stopped_at.take() {
-            self.set_back(&time);
+        let time = self.stopped_at.take();
+        if let Some(time) = &time {
+            self.set_back(time);
         }
-        for number in 0..self.crew.count() {
-            let told = self.crew.vcpu(number).and_then(|mut vcpu| {
-                let stands = debug::stands_at_one(&vcpu.fd, &self.hardware);
-                (stands && self.fires.step)
-                    .then(|| vcpu::step(&mut vcpu, number, &self.devices, &self.hardware))?
-            });
-            if let Some(told) = told {
-                let _ = self.tell.send(told);
-            }
+        // What came while it was stopped for something else is told before it goes on.
+        let is_news = |told: &Told| match told {
+            Told::Stopped { at, .. } => self.stops.contains(at),
+            Told::Ended { .. } | Told::Failed { .. } => true,
+        };
+        if self.crew.run(is_news) {
+            self.stands = false;
+        } else {
+            // As if it had run for no time.
+            self.stopped_at = time.map(|_| self.time());
         }
-        self.stands = false;
-        self.crew.run();
         Ok(())
     }
 

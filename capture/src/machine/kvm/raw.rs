@@ -40,7 +40,7 @@ impl Vm {
                 flags: 0,
                 guest_phys_addr: region.start_addr().0,
                 memory_size: region.len(),
-                userspace_addr: u64::try_from(host.addr()).unwrap_or(0),
+                userspace_addr: u64::try_from(host.expose_provenance()).unwrap_or(0),
             };
             // SAFETY: the range is a mapping of `vm.memory`, which `Vm` keeps for longer than the
             // machine, and `Vcpu` keeps `Vm`.
@@ -102,6 +102,6 @@ fn offset_attribute(at: *mut u64) -> kvm_device_attr {
         flags: 0,
         group: KVM_VCPU_TSC_CTRL,
         attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: u64::try_from(at.addr()).unwrap_or(0),
+        addr: u64::try_from(at.expose_provenance()).unwrap_or(0),
     }
 }

@@ -9,9 +9,10 @@ use vmm_sys_util::errno::Error;
 
 use super::cpuid::save_sizes;
 
+const TSC: u32 = 0x10;
 /// The model-specific registers of a capture, as `asm/msr-index.h` and `asm/kvm_para.h` name them.
 const MSRS: [u32; 23] = [
-    0x0000_0010, // MSR_IA32_TSC
+    TSC,         // MSR_IA32_TSC
     0xc000_0080, // MSR_EFER
     0xc000_0081, // MSR_STAR
     0xc000_0082, // MSR_LSTAR
@@ -117,6 +118,25 @@ fn xsave(fd: &VcpuFd) -> Result<Vec<u8>, Error> {
         mask.copy_from_slice(&features.to_le_bytes());
     }
     Ok(area)
+}
+
+/// The time stamp counter, at this moment.
+pub(super) fn tsc(fd: &VcpuFd) -> Option<u64> {
+    let entry = kvm_msr_entry {
+        index: TSC,
+        ..kvm_msr_entry::default()
+    };
+    let mut list = Msrs::from_entries(&[entry]).ok()?;
+    let read = fd.get_msrs(&mut list).ok()?;
+    let entry = list.as_slice().first().filter(|_| read == 1);
+    entry.map(|entry| entry.data)
+}
+
+/// Sets it to what it was when the vCPU stopped.
+pub(super) fn set_tsc(state: &mut VcpuState, tsc: u64) {
+    for msr in state.msrs.iter_mut().filter(|msr| msr.index == TSC) {
+        msr.value = tsc;
+    }
 }
 
 /// All registers of a vCPU that stands still.

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
+use scx_postmortem_format::capture::VcpuState;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::boot::Start;
@@ -87,73 +88,165 @@ const LATE: &[u8] = &[
     0xeb, 0xfe, // jmp 0x15
 ];
 
-/// Sets every register that a capture has, tells so in its own last bytes, and stands there.
+/// Debugs itself: steps through its own code by the trap flag, behind a wait until it is let go.
 #[rustfmt::skip]
-const REGISTERS: &[u8] = &[
-    0xb9, 0x81, 0x00, 0x00, 0xc0, // mov ecx,0xc0000081
-    0xb8, 0x11, 0x11, 0x11, 0x11, // mov eax,0x11111111
-    0xba, 0x10, 0x00, 0x23, 0x00, // mov edx,0x230010
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x82, 0x00, 0x00, 0xc0, // mov ecx,0xc0000082
-    0xb8, 0x22, 0x22, 0x22, 0x22, // mov eax,0x22222222
-    0xba, 0xff, 0xff, 0xff, 0xff, // mov edx,0xffffffff
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x83, 0x00, 0x00, 0xc0, // mov ecx,0xc0000083
-    0xb8, 0x33, 0x33, 0x33, 0x33, // mov eax,0x33333333
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x84, 0x00, 0x00, 0xc0, // mov ecx,0xc0000084
-    0xb8, 0x00, 0x47, 0x04, 0x00, // mov eax,0x44700
-    0x31, 0xd2, // xor edx,edx
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x00, 0x01, 0x00, 0xc0, // mov ecx,0xc0000100
-    0xb8, 0x55, 0x55, 0x55, 0x55, // mov eax,0x55555555
-    0xba, 0x00, 0x7f, 0x00, 0x00, // mov edx,0x7f00
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x01, 0x01, 0x00, 0xc0, // mov ecx,0xc0000101
-    0xb8, 0x66, 0x66, 0x66, 0x66, // mov eax,0x66666666
-    0xba, 0x80, 0x88, 0xff, 0xff, // mov edx,0xffff8880
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x02, 0x01, 0x00, 0xc0, // mov ecx,0xc0000102
-    0xb8, 0x77, 0x77, 0x77, 0x77, // mov eax,0x77777777
-    0xba, 0x11, 0x7f, 0x00, 0x00, // mov edx,0x7f11
-    0x0f, 0x30, // wrmsr
-    0xb9, 0x77, 0x02, 0x00, 0x00, // mov ecx,0x277
-    0xb8, 0x06, 0x04, 0x07, 0x00, // mov eax,0x70406
-    0xba, 0x06, 0x04, 0x07, 0x00, // mov edx,0x70406
-    0x0f, 0x30, // wrmsr
-    0x48, 0xc7, 0xc0, 0x78, 0x56, 0x34, 0x12, // mov rax,0x12345678
-    0x0f, 0x22, 0xd0, // mov cr2,rax
-    0x48, 0xc7, 0xc0, 0x00, 0x10, 0x00, 0x00, // mov rax,0x1000
-    0x0f, 0x23, 0xc0, // mov dr0,rax
-    0x48, 0xc7, 0xc0, 0x00, 0x20, 0x00, 0x00, // mov rax,0x2000
-    0x0f, 0x23, 0xd8, // mov dr3,rax
-    0xb8, 0x05, 0x00, 0x00, 0x00, // mov eax,0x5
-    0x44, 0x0f, 0x22, 0xc0, // mov cr8,rax
+const DEBUGGER: &[u8] = &[
+    0x83, 0x3c, 0x25, 0x10, 0x00, 0x03, 0x00, 0x00, // cmp DWORD PTR ds:0x30010,0x0
+    0x74, 0xf6, // je 0x0
     0x0f, 0x01, 0x1c, 0x25, 0x00, 0x01, 0x03, 0x00, // lidt ds:0x30100
-    0xb8, 0x18, 0x00, 0x00, 0x00, // mov eax,0x18
-    0x8e, 0xd8, // mov ds,eax
-    0x8e, 0xc0, // mov es,eax
-    0x48, 0xb8, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, // movabs rax,0x101010101010101
-    0x48, 0xbb, 0x02, 0x02, 0x02, 0x02, 0x02, 0x02, 0x02, 0x02, // movabs rbx,0x202020202020202
-    0x48, 0xb9, 0x03, 0x03, 0x03, 0x03, 0x03, 0x03, 0x03, 0x03, // movabs rcx,0x303030303030303
-    0x48, 0xba, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04, 0x04, // movabs rdx,0x404040404040404
-    0x48, 0xbe, 0x05, 0x05, 0x05, 0x05, 0x05, 0x05, 0x05, 0x05, // movabs rsi,0x505050505050505
-    0x48, 0xbf, 0x06, 0x06, 0x06, 0x06, 0x06, 0x06, 0x06, 0x06, // movabs rdi,0x606060606060606
-    0x48, 0xbd, 0x07, 0x07, 0x07, 0x07, 0x07, 0x07, 0x07, 0x07, // movabs rbp,0x707070707070707
-    0x48, 0xbc, 0x08, 0x08, 0x08, 0x08, 0x08, 0x08, 0x08, 0x08, // movabs rsp,0x808080808080808
-    0x49, 0xb8, 0x09, 0x09, 0x09, 0x09, 0x09, 0x09, 0x09, 0x09, // movabs r8,0x909090909090909
-    0x49, 0xb9, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, 0x0a, // movabs r9,0xa0a0a0a0a0a0a0a
-    0x49, 0xba, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, 0x0b, // movabs r10,0xb0b0b0b0b0b0b0b
-    0x49, 0xbb, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, 0x0c, // movabs r11,0xc0c0c0c0c0c0c0c
-    0x49, 0xbc, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, 0x0d, // movabs r12,0xd0d0d0d0d0d0d0d
-    0x49, 0xbd, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, 0x0e, // movabs r13,0xe0e0e0e0e0e0e0e
-    0x49, 0xbe, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, 0x0f, // movabs r14,0xf0f0f0f0f0f0f0f
-    0x49, 0xbf, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, // movabs r15,0x1010101010101010
-    0xf9, // stc
-    0xff, 0x05, 0x02, 0x00, 0x00, 0x00, // inc DWORD PTR [rip+0x2]
-    0xeb, 0xfe, // jmp 0x15f
-    0x00, 0x00, 0x00, 0x00, // becomes 1
+    0x9c, // pushf
+    0x48, 0x81, 0x0c, 0x24, 0x00, 0x01, 0x00, 0x00, // or QWORD PTR [rsp],0x100
+    0x9d, // popf
+    0x90, // nop
+    0x90, // nop
+    0xeb, 0xfe, // jmp 0x1e
 ];
+const STEPPED: u64 = CODE + 0x1d;
+/// Where handlers are, and this one's: it notes DR6 and where it was, counts, and ends the stepping.
+const HANDLER: u64 = CODE + 0x800;
+#[rustfmt::skip]
+const HANDLES: &[u8] = &[
+    0x0f, 0x21, 0xf0, // mov rax,dr6
+    0x48, 0x89, 0x04, 0x25, 0x08, 0x00, 0x03, 0x00, // mov QWORD PTR ds:0x30008,rax
+    0x48, 0x8b, 0x04, 0x24, // mov rax,QWORD PTR [rsp]
+    0x48, 0x89, 0x04, 0x25, 0x18, 0x00, 0x03, 0x00, // mov QWORD PTR ds:0x30018,rax
+    0x48, 0xff, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00, // inc QWORD PTR ds:0x30000
+    0x48, 0x81, 0x64, 0x24, 0x10, 0xff, 0xfe, 0xff, 0xff, // and QWORD PTR [rsp+0x10],0xfffffffffffffeff
+    0x48, 0xcf, // iretq
+];
+
+/// Copies what counts in one string instruction, over and over.
+#[rustfmt::skip]
+const COPIES: &[u8] = &[
+    0xbe, 0x00, 0x00, 0x80, 0x00, // mov esi,0x800000
+    0xbf, 0x00, 0x00, 0x04, 0x00, // mov edi,0x40000
+    0xb9, 0x00, 0x20, 0x00, 0x00, // mov ecx,0x2000
+    0xf3, 0xa4, // rep movsb
+    0x48, 0xff, 0x04, 0x25, 0x00, 0x00, 0x03, 0x00, // inc QWORD PTR ds:0x30000
+    0xeb, 0xe5, // jmp 0x0
+];
+const COPY: u64 = CODE + 15;
+/// Where it copies to, and how much each time.
+const COPY_TO: u64 = 0x4_0000;
+const COPY_BYTES: u64 = 0x2000;
+
+/// A value of its own for each register, and for each vCPU.
+fn pattern(vcpu: u8, register: u8) -> u64 {
+    u64::from(vcpu * 0x40 + register) * 0x0101_0101_0101_0101
+}
+
+/// The model-specific registers that a guest sets, and to what.
+fn model_specific(vcpu: u8) -> [(u32, u64); 16] {
+    let own = u64::from(vcpu) << 12;
+    [
+        (0xc000_0081, 0x0023_0010_1111_1111 + own),
+        (0xc000_0082, 0xffff_ffff_2222_2222 + own),
+        (0xc000_0083, 0xffff_ffff_3333_3333 + own),
+        (0xc000_0084, 0x4_4700),
+        (0xc000_0100, 0x7f00_5555_5555 + own),
+        (0xc000_0101, 0xffff_8880_6666_6666 + own),
+        (0xc000_0102, 0x7f11_7777_7777 + own),
+        (0xc000_0103, 0x8000 + own),
+        (0x174, 0x10),
+        (0x175, 0xffff_fe00_0000_3000 + own),
+        (0x176, 0xffff_ffff_8100_1000 + own),
+        (0x277, 0x0007_0406_0007_0406),
+        (0x2ff, 0xc06),
+        (0x6e0, 0),
+        // One for all of them.
+        (0x4b56_4d00, 0x3_8000),
+        (0x4b56_4d01, 0x3_9001 + own),
+    ]
+}
+
+/// The table that these guests have while they set them, and its only handler: it counts an MSR that
+/// the guest may not set, and goes on behind the instruction.
+const IDT: u64 = DATA + 0x1000;
+const REFUSED: u64 = DATA + 0x2000;
+const GENERAL_PROTECTION: u64 = 13;
+#[rustfmt::skip]
+const SKIPS: &[u8] = &[
+    0x48, 0x83, 0xc4, 0x08, // add rsp,0x8
+    0xff, 0x04, 0xb5, 0x00, 0x20, 0x03, 0x00, // inc DWORD PTR [rsi*4+0x32000]
+    0x48, 0x83, 0x04, 0x24, 0x02, // add QWORD PTR [rsp],0x2
+    0x48, 0xcf, // iretq
+];
+
+/// Puts a table of one handler where `lidt` at `pointer` finds it.
+fn handle(machine: &Kvm, pointer: u64, table: u64, vector: u64, handler: &[u8]) {
+    let memory = &machine.vm.memory;
+    memory.write_slice(handler, GuestAddress(HANDLER)).unwrap();
+    let limit = u16::try_from(vector * 16 + 15).unwrap();
+    memory.write_obj(limit, GuestAddress(pointer)).unwrap();
+    memory.write_obj(table, GuestAddress(pointer + 2)).unwrap();
+    // An interrupt gate in the code segment.
+    let gate = 0x8e00u64 << 32 | 0x10 << 16 | HANDLER & 0xffff | (HANDLER >> 16) << 48;
+    let at = GuestAddress(table + vector * 16);
+    memory.write_obj(gate, at).unwrap();
+}
+
+/// Which counter of [`REFUSED`] belongs to an MSR, by its place in [`model_specific`].
+fn counter(vcpu: u8, place: u8) -> u32 {
+    u32::from(vcpu) * 0x40 + u32::from(place)
+}
+
+/// Waits until it is let go, sets every register that a capture has, tells so in its own last bytes,
+/// and stands there.
+fn registers(vcpu: u8) -> Vec<u8> {
+    let mut code = Vec::new();
+    let low = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap().to_le_bytes();
+    #[rustfmt::skip]
+    code.extend([
+        0x83, 0x3c, 0x25, 0x10, 0x00, 0x03, 0x00, 0x00, // cmp DWORD PTR ds:0x30010,0x0
+        0x74, 0xf6, // je 0x0
+        0x0f, 0x01, 0x1c, 0x25, 0x80, 0x01, 0x03, 0x00, // lidt ds:0x30180
+    ]);
+    // A stack for each.
+    let stack = u32::try_from(DATA).unwrap() + 0x4000 + u32::from(vcpu) * 0x1000;
+    code.push(0xbc); // mov esp,imm32
+    code.extend(stack.to_le_bytes());
+    for (place, (index, value)) in (0u8..).zip(model_specific(vcpu)) {
+        code.push(0xbe); // mov esi,imm32
+        code.extend(counter(vcpu, place).to_le_bytes());
+        code.push(0xb9); // mov ecx,imm32
+        code.extend(index.to_le_bytes());
+        code.push(0xb8); // mov eax,imm32
+        code.extend(low(value));
+        code.push(0xba); // mov edx,imm32
+        code.extend(low(value >> 32));
+        code.extend([0x0f, 0x30]); // wrmsr
+    }
+    #[rustfmt::skip]
+    code.extend([
+        0x48, 0xc7, 0xc0, 0x78, 0x56, 0x34, 0x12, // mov rax,0x12345678
+        0x0f, 0x22, 0xd0, // mov cr2,rax
+        0x48, 0xc7, 0xc0, 0x00, 0x10, 0x00, 0x00, // mov rax,0x1000
+        0x0f, 0x23, 0xc0, // mov dr0,rax
+        0x48, 0xc7, 0xc0, 0x00, 0x20, 0x00, 0x00, // mov rax,0x2000
+        0x0f, 0x23, 0xd8, // mov dr3,rax
+        0xb8, 0x05, 0x00, 0x00, 0x00, // mov eax,0x5
+        0x44, 0x0f, 0x22, 0xc0, // mov cr8,rax
+        0x0f, 0x01, 0x1c, 0x25, 0x00, 0x01, 0x03, 0x00, // lidt ds:0x30100
+        0xb8, 0x18, 0x00, 0x00, 0x00, // mov eax,0x18
+        0x8e, 0xd8, // mov ds,eax
+        0x8e, 0xc0, // mov es,eax
+    ]);
+    // rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15: movabs.
+    let moves = [0xb8, 0xbb, 0xb9, 0xba, 0xbe, 0xbf, 0xbd, 0xbc].map(|op| (0x48, op));
+    let moves = moves.into_iter().chain((0xb8..=0xbf).map(|op| (0x49, op)));
+    for (register, (prefix, op)) in (1u8..).zip(moves) {
+        code.extend([prefix, op]);
+        code.extend(pattern(vcpu, register).to_le_bytes());
+    }
+    #[rustfmt::skip]
+    code.extend([
+        0xf9, // stc
+        0xff, 0x05, 0x02, 0x00, 0x00, 0x00, // inc DWORD PTR [rip+0x2]
+        0xeb, 0xfe, // jmp to itself
+        0x00, 0x00, 0x00, 0x00, // becomes 1
+    ]);
+    code
+}
 
 /// What is in a vector register; the lower half is xmm's.
 fn vector(register: u8) -> [u8; 32] {
@@ -238,6 +331,8 @@ fn vectors(sets: Sets) -> Vec<u8> {
 struct Compared {
     all: usize,
     differ: Vec<String>,
+    /// Model-specific registers that this host's KVM does not give.
+    not_here: Vec<String>,
 }
 
 impl Compared {
@@ -252,13 +347,17 @@ impl Compared {
 
     fn tell(&self, what: &str) {
         println!(
-            "{what}: {} values compared, {} differ",
+            "{what}: {} values compared, {} differ; MSRs that this KVM does not have: {:?}",
             self.all,
-            self.differ.len()
+            self.differ.len(),
+            self.not_here
         );
         assert_eq!(self.differ, [""; 0]);
     }
 }
+
+/// A jump to itself.
+const SPINS: &[u8] = &[0xeb, 0xfe];
 
 /// `ud2`, with no handler for it.
 const FAULT: &[u8] = &[0x0f, 0x0b];
@@ -422,18 +521,49 @@ fn one_that_does_not_park_is_missing_and_the_others_are_there() {
 #[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
 fn registers_are_those_that_the_guest_has_set() {
     let _one = one();
-    let mut machine = tiny(&[REGISTERS], None);
-    let told = CODE + u64::try_from(REGISTERS.len()).unwrap() - 4;
-    // What lidt loads.
+    let codes = [registers(0), registers(1)];
+    let mut machine = tiny(&[&codes[0], &codes[1]], None);
+    handle(&machine, DATA + 0x180, IDT, GENERAL_PROTECTION, SKIPS);
+    write(&machine, DATA + 16, 1);
     let event = machine.wait(Duration::from_millis(500)).unwrap();
     assert_eq!(event, None);
     let frozen = machine.freeze(SOON);
-    let rip = frozen.vcpus[0].general.rip;
-    let offset = rip - CODE;
-    assert_eq!(read(&machine, told) & 0xff, 1, "it stands at {offset:#x}");
     assert_eq!(frozen.faults, [""; 0]);
-    let state = &frozen.vcpus[0];
     let mut seen = Compared::default();
+    for (vcpu, (state, code)) in (0u8..).zip(frozen.vcpus.iter().zip(&codes)) {
+        let begin = CODE + u64::from(vcpu) * 0x1000;
+        let told = begin + u64::try_from(code.len()).unwrap() - 4;
+        let offset = state.general.rip - begin;
+        let stands = read(&machine, told) & 0xff;
+        assert_eq!(stands, 1, "vCPU {vcpu} stands at {offset:#x}");
+        let refused = |place| {
+            let at = REFUSED + u64::from(counter(vcpu, place)) * 4;
+            read(&machine, at) & 0xffff_ffff != 0
+        };
+        let mut set = Vec::new();
+        for (place, (index, value)) in (0u8..).zip(model_specific(vcpu)) {
+            if refused(place) {
+                seen.not_here.push(format!("{index:#x}"));
+            } else {
+                set.push((index, value));
+            }
+        }
+        // Those of system calls and segments are everywhere.
+        assert!(set.len() >= 8, "{:?}", seen.not_here);
+        compare_registers(&mut seen, vcpu, state, told - 2, &set);
+    }
+    assert_eq!(frozen.vcpus.len(), 2);
+    seen.tell("registers");
+}
+
+/// Compares with what [`registers`] has set, and with what a reset has where it sets nothing.
+fn compare_registers(
+    seen: &mut Compared,
+    vcpu: u8,
+    state: &VcpuState,
+    rip: u64,
+    set: &[(u32, u64)],
+) {
     let g = &state.general;
     let general = [
         ("rax", g.rax),
@@ -453,20 +583,21 @@ fn registers_are_those_that_the_guest_has_set() {
         ("r14", g.r14),
         ("r15", g.r15),
     ];
-    for (byte, (name, found)) in (1u64..).zip(general) {
-        seen.value(name, found, byte * 0x0101_0101_0101_0101);
+    for (register, (name, found)) in (1u8..).zip(general) {
+        seen.value(name, found, pattern(vcpu, register));
     }
-    seen.value("rip", g.rip, told - 2);
+    seen.value("rip", g.rip, rip);
     // Carry, and the bit that is always set.
     seen.value("rflags", g.rflags, 3);
     let special = state.special.unwrap();
     let (code, data) = (0xa0_9b00, 0xc0_9300);
+    let own = u64::from(vcpu) << 12;
     let segments = [
         ("cs", special.cs, 0x10, code, 0),
         ("ds", special.ds, 0x18, data, 0),
         ("es", special.es, 0x18, data, 0),
-        ("fs", special.fs, 0x18, data, 0x7f00_5555_5555),
-        ("gs", special.gs, 0x18, data, 0xffff_8880_6666_6666),
+        ("fs", special.fs, 0x18, data, 0x7f00_5555_5555 + own),
+        ("gs", special.gs, 0x18, data, 0xffff_8880_6666_6666 + own),
         ("ss", special.ss, 0x18, data, 0),
     ];
     for (name, found, selector, flags, base) in segments {
@@ -476,6 +607,7 @@ fn registers_are_those_that_the_guest_has_set() {
         seen.value(format!("{name}, base"), found.base, base);
     }
     // A task state segment that is busy.
+    seen.value("ldt", special.ldt.selector, 0);
     seen.value("tr", special.tr.selector, 0x20);
     seen.value("tr, type", special.tr.flags >> 8 & 0xf, 0xb);
     seen.value("gdt", special.gdt.base, layout::GDT);
@@ -495,22 +627,21 @@ fn registers_are_those_that_the_guest_has_set() {
     seen.value("dr3", debug.dr3, 0x2000);
     seen.value("dr6", debug.dr6, 0xffff_0ff0);
     seen.value("dr7", debug.dr7, 0x400);
-    let expected = [
+    // The local APIC is on, and the first vCPU is who boots.
+    let apic = if vcpu == 0 { 0xfee0_0900 } else { 0xfee0_0800 };
+    let reset = [
         (0xc000_0080, 0x500),
-        (0xc000_0081, 0x0023_0010_1111_1111),
-        (0xc000_0082, 0xffff_ffff_2222_2222),
-        (0xc000_0083, 0xffff_ffff_3333_3333),
-        (0xc000_0084, 0x4_4700),
-        (0xc000_0100, 0x7f00_5555_5555),
-        (0xc000_0101, 0xffff_8880_6666_6666),
-        (0xc000_0102, 0x7f11_7777_7777),
-        (0x277, 0x0007_0406_0007_0406),
+        (0x1b, apic),
+        (0x3b, 0),
+        (0x48, 0),
+        (0xda0, 0),
     ];
-    for (index, value) in expected {
-        let found = state.msr(index).unwrap_or(!value);
-        seen.value(format!("MSR {index:#x}"), found, value);
+    for (index, value) in set.iter().copied().chain(reset) {
+        match state.msr(index) {
+            Some(found) => seen.value(format!("MSR {index:#x}"), found, value),
+            None => seen.not_here.push(format!("{index:#x}")),
+        }
     }
-    seen.tell("registers");
     assert!(
         state.msr(0x10).is_some_and(|tsc| tsc > 0),
         "{:?}",
@@ -595,6 +726,14 @@ fn no_time_passes_for_a_guest_that_stands() {
     let khz = machine.crew.vcpu(0).unwrap().fd.get_tsc_khz().unwrap();
     let before = read(&machine, DATA + 8);
     std::thread::sleep(PAUSE);
+    // What a capture has is the time of the stop, whenever it is read.
+    let state = &machine.freeze(SOON).vcpus[0];
+    let stood = state.msr(0x10).unwrap().abs_diff(before) * 1000 / u64::from(khz);
+    let stood = Duration::from_micros(stood);
+    assert!(
+        stood < PAUSE / 4,
+        "the TSC is {stood:?} from the guest's last"
+    );
     let count = read(&machine, DATA);
     let resumed = Instant::now();
     machine.resume().unwrap();
@@ -646,6 +785,151 @@ fn what_is_said_to_stop_the_guest_does() {
     until("it goes on", || read(&machine, DATA) & 0xffff_ffff == 5);
 }
 
+/// A guest that has met a breakpoint, which nobody has taken notice of yet.
+fn at_a_breakpoint() -> Option<(Kvm, Stop)> {
+    let mut machine = tiny(&[LATE, SPINS], None);
+    machine.freeze(SOON);
+    let stop = Stop::Execute(CODE + 10);
+    if machine.stop_at(&[stop]).unwrap() != [stop] {
+        assert!(!machine.fires.execute);
+        println!("in-process: breakpoints do not fire here, so none is met while it is frozen");
+        return None;
+    }
+    write(&machine, DATA + 16, 1);
+    machine.resume().unwrap();
+    // Nobody waits for it.
+    std::thread::sleep(Duration::from_millis(100));
+    let frozen = machine.freeze(SOON);
+    assert_eq!(frozen.faults, [""; 0]);
+    assert_eq!(frozen.vcpus[0].general.rip, CODE + 10);
+    Some((machine, stop))
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn what_was_met_while_it_was_frozen_is_told_before_it_goes_on() {
+    let _one = one();
+    let Some((mut machine, stop)) = at_a_breakpoint() else {
+        return;
+    };
+    machine.resume().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(read(&machine, DATA) & 0xffff_ffff, 0, "it went on");
+    let (rsp, rdi) = (layout::BOOT_PARAMS - 16, 0);
+    let event = machine.wait(SOON).unwrap();
+    assert_eq!(event, Some(Event::Stopped { at: stop, rsp, rdi }));
+    machine.resume().unwrap();
+    until("it goes on", || read(&machine, DATA) & 0xffff_ffff == 5);
+    assert_eq!(machine.wait(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn what_is_not_asked_for_any_more_is_not_told() {
+    let _one = one();
+    let Some((mut machine, _)) = at_a_breakpoint() else {
+        return;
+    };
+    assert_eq!(machine.stop_at(&[]).unwrap(), []);
+    machine.resume().unwrap();
+    until("it goes on", || read(&machine, DATA) & 0xffff_ffff == 5);
+    assert_eq!(machine.wait(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_guest_that_steps_through_its_own_code_does_so_while_breakpoints_are_set() {
+    let _one = one();
+    let mut machine = tiny(&[DEBUGGER], None);
+    machine.freeze(SOON);
+    handle(&machine, DATA + 0x100, DATA + 0x200, 1, HANDLES);
+    let never = Stop::Execute(CODE + 0x700);
+    let set = machine.stop_at(&[never]).unwrap();
+    assert_eq!(set == [never], machine.fires.execute);
+    if set.is_empty() {
+        println!("in-process: breakpoints do not fire here, so steps of a guest never come to us");
+    }
+    write(&machine, DATA + 16, 1);
+    machine.resume().unwrap();
+    until("it has stepped", || read(&machine, DATA) > 0);
+    assert_eq!(machine.wait(Duration::from_millis(50)).unwrap(), None);
+    assert_eq!(read(&machine, DATA), 1);
+    // Behind the first instruction after the flag was set; DR6 says that it was a step.
+    assert_eq!(read(&machine, DATA + 0x18), STEPPED);
+    assert_eq!(read(&machine, DATA + 8) & 0x4000, 0x4000);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn a_string_instruction_loses_nothing_when_it_is_frozen() {
+    let _one = one();
+    let mut machine = tiny(&[COPIES], None);
+    let (mut within, mut compared) = (0, 0);
+    for _ in 0..200 {
+        std::thread::sleep(Duration::from_micros(500));
+        let frozen = machine.freeze(SOON);
+        assert_eq!(frozen.faults, [""; 0]);
+        let general = &frozen.vcpus[0].general;
+        if general.rip == COPY && general.rcx > 0 && general.rcx < COPY_BYTES {
+            within += 1;
+            let mut bytes = vec![0; usize::try_from(general.rdi - COPY_TO).unwrap()];
+            machine
+                .vm
+                .memory
+                .read_slice(&mut bytes, GuestAddress(COPY_TO))
+                .unwrap();
+            assert_eq!(general.rdi - COPY_TO, COPY_BYTES - general.rcx);
+            let all = bytes
+                .windows(2)
+                .all(|pair| pair[1] == pair[0].wrapping_add(1));
+            assert!(
+                all,
+                "of {} bytes some are lost: {:?}",
+                bytes.len(),
+                &bytes[..16]
+            );
+            compared += bytes.len();
+        }
+        machine.resume().unwrap();
+    }
+    println!(
+        "longest line: {within} of 200 freezes within the instruction, {compared} bytes compared"
+    );
+    assert!(within > 0);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn nothing_is_set_when_a_vcpu_does_not_stand() {
+    let _one = one();
+    let mut machine = tiny(&[LATE, COUNT], Some(1));
+    until("the second one runs", || read(&machine, DATA) > 0);
+    let stop = Stop::Execute(CODE + 10);
+    // It is waited for as long as for any.
+    assert_eq!(machine.stop_at(&[stop]).unwrap(), []);
+    write(&machine, DATA + 16, 1);
+    assert_eq!(machine.wait(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
+fn the_counters_of_all_vcpus_stay_together() {
+    let _one = one();
+    let mut machine = tiny(&[COUNT, COUNT, COUNT], None);
+    for _ in 0..20 {
+        machine.freeze(SOON);
+        machine.resume().unwrap();
+    }
+    machine.freeze(SOON);
+    let offset = |number| machine.crew.vcpu(number).unwrap().tsc_offset();
+    let offsets = [offset(0), offset(1), offset(2)];
+    println!(
+        "time can be set back: {}; offsets {offsets:x?}",
+        machine.shifts
+    );
+    assert!(offsets.iter().all(|each| *each == offsets[0]));
+}
+
 #[test]
 #[ignore = "needs /dev/kvm; tests/guest/nested.py --here runs it"]
 fn a_change_in_memory_stops_the_guest_soon() {
@@ -695,7 +979,7 @@ fn left() -> Vec<String> {
     let files = entries("/proc/self/fd").filter_map(|fd| {
         let target = std::fs::read_link(fd.path()).ok()?;
         let name = target.to_string_lossy().into_owned();
-        let ours = ["kvm", "scx-postmortem-guest", "eventfd"];
+        let ours = ["kvm", "scx-postmortem-guest", "eventfd", "perf_event"];
         ours.iter().any(|own| name.contains(own)).then_some(name)
     });
     threads.chain(files).collect()

@@ -4,9 +4,15 @@
 //! signal that takes it out of the guest. A signal that comes between the look and the entry would
 //! be lost, so it is repeated until the thread says that it stands. One that stands has left its
 //! vCPU, which is then anyone's to look at.
+//!
+//! What a thread has to tell waits in a queue; all are told to park, and do not run again before it
+//! was taken: what stopped one of them while all were being stopped for another reason is told as it
+//! was.
 
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,22 +33,32 @@ use super::raw::Vcpu;
 
 /// How long a signal has to work before it is repeated.
 const AGAIN: Duration = Duration::from_millis(1);
-/// How often a vCPU is entered to take one step.
-const MAX_STEP: usize = 100;
+/// How often a device is asked to complete what a vCPU was doing: KVM emulates up to 1,024 rounds of
+/// a string instruction at once, and each may ask twice.
+const MAX_SETTLE: usize = 4096;
 /// Longest instruction of x86.
 const MAX_INSTRUCTION: usize = 15;
+const LONGEST: u64 = 15;
 
-/// What a vCPU's thread tells.
+/// What a thread tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
-    /// It met a breakpoint or a watchpoint; `dr6` says which. All are told to park.
-    Debug { vcpu: u32, pc: u64, dr6: u64 },
-    /// The four bytes at this address have changed. All are told to park.
-    Changed { at: u64 },
+    /// One of the stops that were set was met.
+    Stopped { at: Stop, rsp: u64, rdi: u64 },
     /// The guest is over.
     Ended { how: String, powered_off: bool },
     /// KVM cannot go on with it.
     Failed { why: String },
+}
+
+/// What an entry of the guest came to.
+enum Came {
+    /// A signal took it out.
+    Out,
+    /// What it asked for was done.
+    On,
+    /// Others have to know.
+    To(Told),
 }
 
 /// What the threads are to do.
@@ -58,6 +74,38 @@ struct Floor {
     order: Order,
     /// Which of the vCPUs stand.
     stands: Vec<bool>,
+    /// What nobody has taken yet.
+    told: VecDeque<Told>,
+}
+
+/// A vCPU, and what stops it.
+#[derive(Debug)]
+pub(super) struct Cpu {
+    vcpu: Vcpu,
+    /// What its debug registers hold.
+    stops: Vec<Stop>,
+    /// Single-step fires here.
+    steps: bool,
+    /// Where it met one of them last.
+    met: Option<u64>,
+    /// The instruction at which it would stop at once, and which it is taken past.
+    stepping: Option<u64>,
+    /// A step ended elsewhere, in a handler: the flag is in the frame that this returns by.
+    owed: bool,
+}
+
+impl Deref for Cpu {
+    type Target = Vcpu;
+
+    fn deref(&self) -> &Vcpu {
+        &self.vcpu
+    }
+}
+
+impl DerefMut for Cpu {
+    fn deref_mut(&mut self) -> &mut Vcpu {
+        &mut self.vcpu
+    }
 }
 
 /// All vCPU threads of a machine.
@@ -67,7 +115,7 @@ pub(super) struct Crew {
     moved: Condvar,
     /// The order is another than `Run`.
     halt: AtomicBool,
-    vcpus: Vec<Mutex<Vcpu>>,
+    cpus: Vec<Mutex<Cpu>>,
     /// The kernel's numbers of the threads; 0 before a thread has begun.
     ids: Vec<AtomicI32>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -89,32 +137,41 @@ pub(super) fn kick() -> libc::c_int {
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 impl Crew {
-    /// Starts a thread for each of the vCPUs; none runs before [`Crew::run`]. `stubborn` does not
-    /// park.
+    /// Starts a thread for each of the vCPUs; none runs before [`Crew::run`]. `steps` says whether
+    /// single-step fires; `stubborn` does not park.
     pub(super) fn start(
         vcpus: Vec<Vcpu>,
         devices: &Arc<Devices>,
-        tell: &Sender<Told>,
+        steps: bool,
         stubborn: Option<u32>,
     ) -> Result<Arc<Self>, String> {
         register_signal_handler(kick(), kicked).map_err(|e| format!("a signal handler: {e}"))?;
+        let cpu = |vcpu| Cpu {
+            vcpu,
+            stops: Vec::new(),
+            steps,
+            met: None,
+            stepping: None,
+            owed: false,
+        };
         let crew = Arc::new(Self {
             floor: Mutex::new(Floor {
                 order: Order::Park,
                 stands: vec![false; vcpus.len()],
+                told: VecDeque::new(),
             }),
             moved: Condvar::new(),
             halt: AtomicBool::new(true),
             ids: vcpus.iter().map(|_| AtomicI32::default()).collect(),
-            vcpus: vcpus.into_iter().map(Mutex::new).collect(),
+            cpus: vcpus.into_iter().map(cpu).map(Mutex::new).collect(),
             threads: Mutex::default(),
         });
         for number in 0..crew.count() {
-            let (own, devices, tell) = (Arc::clone(&crew), Arc::clone(devices), tell.clone());
+            let (own, devices) = (Arc::clone(&crew), Arc::clone(devices));
             let stubborn = stubborn == Some(number);
             let started = thread::Builder::new()
                 .name(format!("vcpu-{number}"))
-                .spawn(move || own.work(number, &devices, &tell, stubborn));
+                .spawn(move || own.work(number, &devices, stubborn));
             match started {
                 Ok(thread) => lock(&crew.threads).push(thread),
                 Err(e) => {
@@ -127,7 +184,7 @@ impl Crew {
     }
 
     pub(super) fn count(&self) -> u32 {
-        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.cpus.len()).unwrap_or(u32::MAX)
     }
 
     /// The kernel's numbers of the threads, in the order of vCPUs, once all of them stand.
@@ -137,16 +194,15 @@ impl Crew {
     }
 
     /// The vCPU, once it stands. Its thread has it otherwise, so this would wait for it.
-    pub(super) fn vcpu(&self, number: u32) -> Option<MutexGuard<'_, Vcpu>> {
+    pub(super) fn vcpu(&self, number: u32) -> Option<MutexGuard<'_, Cpu>> {
         let stands = lock(&self.floor).stands.get(index(number)).copied();
         if stands != Some(true) {
             return None;
         }
-        self.vcpus.get(index(number)).map(lock)
+        self.cpus.get(index(number)).map(lock)
     }
 
-    fn order(&self, order: Order) {
-        let mut floor = lock(&self.floor);
+    fn order(&self, floor: &mut Floor, order: Order) {
         if floor.order == Order::Quit {
             return;
         }
@@ -155,18 +211,46 @@ impl Crew {
         if order == Order::Run {
             floor.stands.fill(false);
         }
-        drop(floor);
         self.moved.notify_all();
     }
 
-    /// Lets all of them run.
-    pub(super) fn run(&self) {
-        self.order(Order::Run);
+    /// Lets all of them run, unless there is something that was told and not taken; of that, what is
+    /// no news any more is forgotten. Whether they run.
+    pub(super) fn run(&self, is_news: impl Fn(&Told) -> bool) -> bool {
+        let mut floor = lock(&self.floor);
+        floor.told.retain(is_news);
+        let free = floor.told.is_empty();
+        if free {
+            self.order(&mut floor, Order::Run);
+        }
+        free
+    }
+
+    /// Tells something, for which all are to park.
+    pub(super) fn tell(&self, told: Told) {
+        let mut floor = lock(&self.floor);
+        floor.told.push_back(told);
+        self.order(&mut floor, Order::Park);
+        self.moved.notify_all();
+    }
+
+    /// Puts back what was taken first.
+    pub(super) fn put_back(&self, told: Told) {
+        lock(&self.floor).told.push_front(told);
+    }
+
+    /// Takes what was told first; waits for it, at most for `wait`.
+    pub(super) fn told(&self, wait: Duration) -> Option<Told> {
+        let (mut floor, _) = self
+            .moved
+            .wait_timeout_while(lock(&self.floor), wait, |floor| floor.told.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        floor.told.pop_front()
     }
 
     /// Makes all of them stand; gives back those that did not within the deadline.
     pub(super) fn park(&self, deadline: Duration) -> Vec<u32> {
-        self.order(Order::Park);
+        self.order(&mut lock(&self.floor), Order::Park);
         let end = Instant::now() + deadline;
         loop {
             self.kick();
@@ -184,7 +268,7 @@ impl Crew {
     }
 
     /// Takes all that run out of the guest.
-    fn kick(&self) {
+    pub(super) fn kick(&self) {
         let stands = lock(&self.floor).stands.clone();
         for (thread, stands) in lock(&self.threads).iter().zip(stands) {
             if !stands {
@@ -196,7 +280,7 @@ impl Crew {
 
     /// Ends all threads and waits for them.
     pub(super) fn quit(&self) {
-        self.order(Order::Quit);
+        self.order(&mut lock(&self.floor), Order::Quit);
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             while !thread.is_finished() {
@@ -210,33 +294,41 @@ impl Crew {
     }
 
     /// What a vCPU's thread does from its start to its end.
-    fn work(&self, number: u32, devices: &Devices, tell: &Sender<Told>, stubborn: bool) {
+    fn work(&self, number: u32, devices: &Devices, stubborn: bool) {
         if let Some(id) = self.ids.get(index(number)) {
             let own = rustix::thread::gettid().as_raw_nonzero().get();
             id.store(own, Ordering::SeqCst);
         }
+        let Some(cpu) = self.cpus.get(index(number)) else {
+            return;
+        };
         let mut over = false;
-        if let Err(e) = jail::enter(Role::Vcpu) {
+        let role = Role::Vcpu {
+            vcpu: lock(cpu).fd.as_raw_fd(),
+            interrupts: devices.interrupts(),
+        };
+        if let Err(e) = jail::enter(role) {
             let why = format!("no seccomp filter for the thread of vCPU {number}: {e}");
             over = true;
-            let _ = tell.send(Told::Failed { why });
+            self.tell(Told::Failed { why });
         }
         while self.stand(number, over) {
-            let Some(vcpu) = self.vcpus.get(index(number)) else {
-                return;
-            };
-            let mut vcpu = lock(vcpu);
+            let mut cpu = lock(cpu);
+            cpu.step_off();
             while !self.halt.load(Ordering::SeqCst) || (stubborn && !self.is_over()) {
-                let Some(told) = enter(&mut vcpu, number, devices) else {
-                    continue;
-                };
-                over = matches!(told, Told::Ended { .. } | Told::Failed { .. });
-                self.order(Order::Park);
-                // Nobody listens to a machine that is being left.
-                let _ = tell.send(told);
-                break;
+                if let Came::To(told) = cpu.enter(number, devices) {
+                    over = matches!(told, Told::Ended { .. } | Told::Failed { .. });
+                    self.tell(told);
+                    // At once: whoever is told may be busy, and repeats what was lost.
+                    self.kick();
+                    break;
+                }
             }
-            settle(&mut vcpu);
+            cpu.step_on();
+            if let Some(told) = cpu.settle(number, devices) {
+                over |= matches!(told, Told::Ended { .. } | Told::Failed { .. });
+                self.tell(told);
+            }
         }
         if let Some(stands) = lock(&self.floor).stands.get_mut(index(number)) {
             *stands = true;
@@ -271,93 +363,149 @@ impl Crew {
     }
 }
 
-/// Lets the guest run until something has happened to this vCPU that others have to know.
-fn enter(vcpu: &mut Vcpu, number: u32, devices: &Devices) -> Option<Told> {
+impl Cpu {
+    /// These, and nothing else, stop it from now on.
+    pub(super) fn stop_at(&mut self, stops: &[Stop]) -> Result<(), Error> {
+        debug::set(&self.vcpu.fd, stops)?;
+        self.stops = stops.to_vec();
+        Ok(())
+    }
+
+    /// Before it goes on: it may stand at an instruction that would stop it at once, which it is then
+    /// taken past. The others go on meanwhile: what stops them are registers of their own.
+    fn step_off(&mut self) {
+        let met = self
+            .met
+            .take()
+            .filter(|at| self.stops.contains(&Stop::Execute(*at)));
+        let stands = met.filter(|at| debug::pass(&self.vcpu.fd, *at));
+        let steps = self.steps && stands.is_some() && debug::set_step(&self.vcpu.fd).is_ok();
+        self.stepping = stands.filter(|_| steps);
+    }
+
+    /// Sets the stops again, whether it has been taken past or not.
+    fn step_on(&mut self) {
+        let Some(from) = self.stepping.take() else {
+            return;
+        };
+        // Without them it goes on all the same.
+        let _ = debug::set(&self.vcpu.fd, &self.stops);
+        match self.vcpu.fd.get_regs() {
+            Ok(regs) if regs.rip == from => self.met = Some(from),
+            Ok(regs) => self.owed = regs.rip.wrapping_sub(from) > LONGEST,
+            Err(_) => {}
+        }
+    }
+
+    /// Lets the guest run until it leaves this vCPU.
+    fn enter(&mut self, number: u32, devices: &Devices) -> Came {
+        let came = match self.vcpu.fd.run() {
+            Ok(VcpuExit::Debug(debug)) => {
+                let (pc, dr6) = (debug.pc, debug.dr6);
+                return self.debugged(pc, dr6);
+            }
+            Ok(VcpuExit::InternalError) => {
+                let why = internal_error(&mut self.vcpu, number);
+                Came::To(Told::Failed { why })
+            }
+            Ok(exit) => handle(exit, number, devices),
+            // A signal, or a vCPU that nobody has started yet.
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Came::Out,
+            Err(e) => Came::To(Told::Failed {
+                why: format!("vCPU {number}: KVM_RUN: {e}"),
+            }),
+        };
+        // A device was asked on the way, or a signal came: it may be past without a debug exit.
+        if let Some(from) = self.stepping
+            && self.vcpu.fd.get_regs().is_ok_and(|regs| regs.rip != from)
+        {
+            self.step_on();
+        }
+        came
+    }
+
+    /// A debug exception. Where stops are set, the guest's own come here, too: they are given back.
+    fn debugged(&mut self, pc: u64, dr6: u64) -> Came {
+        if self.stepping.is_some() {
+            self.step_on();
+            return Came::On;
+        }
+        if std::mem::take(&mut self.owed) && debug::is_step(dr6) {
+            return Came::On;
+        }
+        let Some(at) = debug::met(&self.stops, pc, dr6) else {
+            // One that cannot be given back is lost, and the guest goes on.
+            let _ = debug::give_back(&self.vcpu.fd, &self.stops, dr6);
+            return Came::On;
+        };
+        self.met = Some(pc);
+        let regs = self.vcpu.fd.get_regs();
+        let (rsp, rdi) = regs.map_or((0, 0), |regs| (regs.rsp, regs.rdi));
+        Came::To(Told::Stopped { at, rsp, rdi })
+    }
+
+    /// Completes an access to a device that the guest was taken out of, without entering it again:
+    /// registers are right only then.
+    fn settle(&mut self, number: u32, devices: &Devices) -> Option<Told> {
+        let mut told = None;
+        self.vcpu.fd.set_kvm_immediate_exit(1);
+        for _ in 0..MAX_SETTLE {
+            match self.enter(number, devices) {
+                Came::Out => break,
+                Came::On => {}
+                Came::To(what) => {
+                    told = Some(what);
+                    break;
+                }
+            }
+        }
+        self.vcpu.fd.set_kvm_immediate_exit(0);
+        told
+    }
+}
+
+/// Does what the guest has left this vCPU for.
+fn handle(exit: VcpuExit<'_>, number: u32, devices: &Devices) -> Came {
     let ended = |how: &str, powered_off| {
-        Some(Told::Ended {
+        Came::To(Told::Ended {
             how: how.into(),
             powered_off,
         })
     };
-    let failed = |why: String| Some(Told::Failed { why });
-    match vcpu.fd.run() {
-        Ok(VcpuExit::IoOut(port, data)) => match devices.write(port, data) {
-            Effect::None => None,
+    let failed = |why: String| Came::To(Told::Failed { why });
+    match exit {
+        VcpuExit::IoOut(port, data) => match devices.write(port, data) {
+            Effect::None => Came::On,
             Effect::PowerOff => ended("powered off", true),
             Effect::Reset => ended("reset", false),
         },
-        Ok(VcpuExit::IoIn(port, data)) => {
+        VcpuExit::IoIn(port, data) => {
             devices.read(port, data);
-            None
+            Came::On
         }
-        // Nothing is there.
-        Ok(VcpuExit::MmioRead(_, data)) => {
-            data.fill(0xff);
-            None
+        VcpuExit::MmioRead(at, data) => {
+            devices.read_memory(at, data);
+            Came::On
         }
-        Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => None,
-        Ok(VcpuExit::Debug(debug)) => Some(Told::Debug {
-            vcpu: number,
-            pc: debug.pc,
-            dr6: debug.dr6,
-        }),
-        Ok(VcpuExit::Shutdown) => ended(&format!("reset (triple fault on vCPU {number})"), false),
-        Ok(VcpuExit::SystemEvent(kind, _)) => match kind {
+        VcpuExit::MmioWrite(..) | VcpuExit::IrqWindowOpen => Came::On,
+        VcpuExit::Intr => Came::Out,
+        VcpuExit::Shutdown => ended(&format!("reset (triple fault on vCPU {number})"), false),
+        VcpuExit::SystemEvent(kind, _) => match kind {
             KVM_SYSTEM_EVENT_SHUTDOWN => ended("powered off", true),
             KVM_SYSTEM_EVENT_RESET => ended("reset", false),
             KVM_SYSTEM_EVENT_CRASH => ended("its kernel told KVM that it crashed", false),
             kind => failed(format!("KVM's system event {kind} is not known here")),
         },
-        Ok(VcpuExit::InternalError) => failed(internal_error(vcpu, number)),
-        Ok(VcpuExit::FailEntry(reason, _)) => failed(format!(
+        VcpuExit::FailEntry(reason, _) => failed(format!(
             "vCPU {number} could not enter the guest (KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x})"
         )),
-        Ok(VcpuExit::MemoryFault { gpa, .. }) => failed(format!(
+        VcpuExit::MemoryFault { gpa, .. } => failed(format!(
             "vCPU {number} met memory that KVM could not give it, at {gpa:#x} (KVM_EXIT_MEMORY_FAULT)"
         )),
-        Ok(exit) => failed(format!(
+        exit => failed(format!(
             "vCPU {number}: KVM's exit {exit:?} is not known here"
         )),
-        // A signal, or a vCPU that nobody has started yet.
-        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => None,
-        Err(e) => failed(format!("vCPU {number}: KVM_RUN: {e}")),
     }
-}
-
-/// Takes a vCPU past an instruction that would stop it, and sets the stops again. What else happens
-/// on the way is given back.
-pub(super) fn step(
-    vcpu: &mut Vcpu,
-    number: u32,
-    devices: &Devices,
-    stops: &[Stop],
-) -> Option<Told> {
-    let from = vcpu.fd.get_regs().ok()?.rip;
-    debug::set_step(&vcpu.fd).ok()?;
-    let mut other = None;
-    for _ in 0..MAX_STEP {
-        match enter(vcpu, number, devices) {
-            Some(Told::Debug { .. }) => break,
-            Some(told) => {
-                other = Some(told);
-                break;
-            }
-            // A device was asked, or a signal came.
-            None if vcpu.fd.get_regs().is_ok_and(|regs| regs.rip == from) => {}
-            None => break,
-        }
-    }
-    // Without them it goes on all the same.
-    let _ = debug::set(&vcpu.fd, stops);
-    other
-}
-
-/// Completes an access to a device that the guest was taken out of, without entering it again:
-/// registers are right only then.
-fn settle(vcpu: &mut Vcpu) {
-    vcpu.fd.set_kvm_immediate_exit(1);
-    let _: Result<VcpuExit<'_>, Error> = vcpu.fd.run();
-    vcpu.fd.set_kvm_immediate_exit(0);
 }
 
 /// The instruction that a vCPU stands at, as far as its page goes.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -10,15 +9,13 @@ use scx_postmortem_analyze::addr::{Gpa, Kva};
 use scx_postmortem_analyze::kernel::paging::PageTable;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::GuestMemory;
+use super::super::{GuestMemory, Stop};
 use super::jail::{self, Role};
 use super::raw::{Vcpu, Vm};
 use super::vcpu::{Crew, Told};
 
 /// How often they are read.
 const EVERY: Duration = Duration::from_micros(500);
-/// Time for all vCPUs to stand.
-const PARK: Duration = Duration::from_secs(10);
 /// In CR3: where the table is, and which half of a pair (page-table isolation) it is.
 const ROOT: u64 = 0x000f_ffff_ffff_f000;
 const USER_HALF: u64 = 1 << 12;
@@ -56,7 +53,6 @@ impl Watcher {
         crew: &Arc<Crew>,
         place: u64,
         at: u64,
-        tell: Sender<Told>,
     ) -> std::io::Result<Self> {
         let end = Arc::new(AtomicBool::new(false));
         let (vm, crew, over) = (Arc::clone(vm), Arc::clone(crew), Arc::clone(&end));
@@ -70,14 +66,15 @@ impl Watcher {
             .spawn(move || {
                 if let Err(e) = jail::enter(Role::Watcher) {
                     let why = format!("no seccomp filter for the thread that watches: {e}");
-                    let _ = tell.send(Told::Failed { why });
+                    crew.tell(Told::Failed { why });
                     return;
                 }
                 while !over.load(Ordering::Relaxed) {
                     if read() != before {
-                        crew.park(PARK);
-                        // Nobody listens to a machine that is being left.
-                        let _ = tell.send(Told::Changed { at });
+                        let (at, rsp, rdi) = (Stop::Change(at), 0, 0);
+                        crew.tell(Told::Stopped { at, rsp, rdi });
+                        // At once: whoever is told may be busy, and repeats what was lost.
+                        crew.kick();
                         return;
                     }
                     thread::sleep(EVERY);

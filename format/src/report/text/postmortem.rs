@@ -510,7 +510,7 @@ fn dump_differences(compared: &DumpComparison) -> Vec<String> {
     let mut lines = vec![
         facts.join(", "),
         format!(
-            "{} waiting tasks had not moved since; {} had, or became runnable while it was written",
+            "waiting tasks: {} had not moved since; {} had, or became runnable while it was written",
             compared.tasks, compared.moved
         ),
     ];
