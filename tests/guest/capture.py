@@ -693,13 +693,13 @@ def case_paused(rig, kernel):
         time.sleep(8)
         os.kill(other.qemu.pid, signal.SIGSTOP)
         child.send_signal(signal.SIGTERM)
-        # Longer than capture waits for it, shorter than the guest's own watchdog does.
+        # Longer than capture waits for it. The guest's own watchdog may wait for less.
         time.sleep(14)
         os.kill(other.qemu.pid, signal.SIGCONT)
         child.communicate(timeout=200)
         time.sleep(8)
-        other.works("after it hung while capture left")
-    return "resumed and captured; left by a capture whose emulator hung"
+        then = other.goes_on_or_ends("after it hung while capture left")
+    return f"resumed and captured; left by a capture whose emulator hung: {then}"
 
 
 def case_owner(rig, kernel):
