@@ -356,6 +356,9 @@ impl ReportArgs {
     }
 }
 
+/// Most reasons that are told of a capture that was given up.
+const MAX_REASONS: usize = 20;
+
 fn report(args: &ReportArgs) -> Result<u8, Failure> {
     let Some(file) = &args.file else {
         return Err(Failure(2, "no file given; see --help".into()));
@@ -372,6 +375,10 @@ fn report(args: &ReportArgs) -> Result<u8, Failure> {
         Image::open(file)?
     };
     if let Some(report) = degraded::report(&image).filter(|_| !args.best_effort) {
+        let degraded = image.manifest.iter().flat_map(|m| &m.degraded);
+        for why in degraded.take(MAX_REASONS) {
+            eprintln!("analyze: {}: {}", file.display(), Escaped(why));
+        }
         eprintln!(
             "analyze: {}: the capture was given up; --best-effort makes the report that memory still tells",
             file.display()

@@ -419,6 +419,7 @@ fn a_capture_that_was_given_up_gives_a_degraded_report() {
     let (degraded_report, code, said) = degraded(&path);
     assert_eq!(code, Some(3));
     assert!(said.contains("--best-effort"), "{said}");
+    assert!(said.contains("vCPU 0 did not stop within 30 s"), "{said}");
     assert_eq!(
         degraded_report.reason,
         "vCPU rendezvous timed out before parked acknowledgement: 30000ms; 1/2 vCPUs parked"

@@ -148,8 +148,9 @@ fn model_specific(vcpu: u8) -> [(u32, u64); 16] {
         (0xc000_0102, 0x7f11_7777_7777 + own),
         (0xc000_0103, 0x8000 + own),
         (0x174, 0x10),
-        (0x175, 0xffff_fe00_0000_3000 + own),
-        (0x176, 0xffff_ffff_8100_1000 + own),
+        // AMD's have no more than 32 bits.
+        (0x175, 0x8200_3000 + own),
+        (0x176, 0x8100_1000 + own),
         (0x277, 0x0007_0406_0007_0406),
         (0x2ff, 0xc06),
         (0x6e0, 0),
