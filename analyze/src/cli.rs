@@ -348,11 +348,16 @@ impl ReportArgs {
     /// Refuses what would fail or destroy something, before any work.
     fn check_files(&self, file: &Path) -> Result<(), Failure> {
         self.input.check_files()?;
-        match self.output.as_deref() {
-            Some(output) if output != Path::new("-") => source::may_write(output, &[file], false)
-                .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
-            _ => Ok(()),
-        }
+        may_emit(self.output.as_deref(), &[file])
+    }
+}
+
+/// Refuses an output that would destroy something, before any work.
+fn may_emit(output: Option<&Path>, inputs: &[&Path]) -> Result<(), Failure> {
+    match output {
+        Some(output) if output != Path::new("-") => source::may_write(output, inputs, false)
+            .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
+        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ use scx_postmortem_analyze::analysis;
 use scx_postmortem_analyze::diff::compare_reports;
 use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny};
 
-use super::{Failure, InputArgs, Opened, emit, exit};
+use super::{Failure, InputArgs, Opened, emit, exit, may_emit};
 
 /// What `analyze diff` is given.
 #[derive(Args)]
@@ -60,6 +60,8 @@ fn report(args: &DiffArgs, file: &Path, early: bool) -> Result<FailureDumpReport
 }
 
 pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
+    let inputs: Vec<&Path> = std::iter::once(&*args.a).chain(args.b.as_deref()).collect();
+    may_emit(args.output.as_deref(), &inputs)?;
     let name = |file: &Path| {
         let name = file.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
