@@ -218,6 +218,26 @@ fn the_report_of_a_capture_differs_in_nothing_from_itself() {
 }
 
 #[test]
+fn a_comparison_is_not_written_over_what_it_compares() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (lock, fifo) = (at("lock.core.zst"), at("fifo.core.zst"));
+    let report = at("report.json");
+    std::fs::write(&report, "{}").unwrap();
+    for (a, b, output, says) in [
+        (&lock, &fifo, &fifo, "is the input"),
+        (&lock, &report, &report, "is the input"),
+        (&report, &lock, &fifo, "is a core or a capture already"),
+    ] {
+        let before = std::fs::read(output).unwrap();
+        let (code, _, said) = analyze(&["diff", a, b, "-o", output]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(says), "{said}");
+        assert!(std::fs::read(output).unwrap() == before);
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_upgraded_does_not_stop_the_others() {
     let dir = folder();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -282,6 +302,18 @@ fn a_capture_of_an_earlier_version_is_replaced_by_one_with_the_same_report() {
         ])
     };
     assert!(of(&capture) == of(&captures().join("fifo.core.zst")));
+}
+
+#[test]
+fn an_array_without_a_length_has_nothing_before_its_first_element() {
+    let capture = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let capture = capture.to_str().unwrap();
+    let of = |index: i32| format!("task(188).cgroups.dfl_cgrp.ancestors[{index}]");
+    let (code, out, said) = analyze(&["query", capture, &of(0)]);
+    assert_eq!(code, 0, "{out}{said}");
+    let (code, out, said) = analyze(&["query", capture, &of(-1)]);
+    assert_eq!(code, 2, "{out}{said}");
+    assert!(said.contains("has no elements before 0"), "{said}");
 }
 
 #[test]
