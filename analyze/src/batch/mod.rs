@@ -22,7 +22,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -286,13 +285,14 @@ fn one(
 }
 
 fn identity(run: &Run, input: &Input) -> Result<Identity, Failure> {
-    let found = match input {
+    let work = || match input {
         Input::File(path) => {
             Input::identity_of_file(path).map_err(|e| format!("{}: {e}", path.display()))
         }
         Input::Object(address) => run.object(address),
     };
-    found.map_err(|why| Failure { why, passing: true })
+    let found = golden::guarded(&input.shown(), work).and_then(|found| found);
+    found.map_err(Failure::passing)
 }
 
 /// Whether this build reads object stores.
@@ -309,7 +309,7 @@ fn report(
 ) -> Result<FailureDumpReportAny, Failure> {
     let work = || match input {
         Input::File(path) if golden::is_json(path) => {
-            golden::read_report(path).map_err(Failure::lasting)
+            golden::read_report(path).map_err(Failure::from)
         }
         Input::File(path) => {
             let open = |early| match early {
@@ -320,12 +320,7 @@ fn report(
         }
         Input::Object(address) => run.fetch(input, address, identity, fetched),
     };
-    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let name = input.shown();
-        Err(Failure::lasting(format!(
-            "{name}: the analyzer failed on it; please report that"
-        )))
-    })
+    golden::guarded(&input.shown(), work).unwrap_or_else(|why| Err(Failure::lasting(why)))
 }
 
 #[cfg(not(feature = "object-store"))]
@@ -370,14 +365,13 @@ impl Run {
         identity: &Identity,
         fetched: &Mutex<Fetched>,
     ) -> Result<FailureDumpReportAny, Failure> {
-        let passing = |why| Failure { why, passing: true };
         let facts = crate::source::ObjectFacts {
             bytes: identity.bytes,
             changed: identity.changed.clone(),
             etag: identity.etag.clone(),
         };
-        let stores = self.stores(address).map_err(passing)?;
-        let file: RangedFile = stores.file(address, &facts).map_err(passing)?;
+        let stores = self.stores(address).map_err(Failure::passing)?;
+        let file: RangedFile = stores.file(address, &facts).map_err(Failure::passing)?;
         let made = self.report(input, &|early| Image::open_ranged(&file, address, early));
         if let Ok(mut sum) = fetched.lock() {
             let traffic = file.traffic();
@@ -388,7 +382,7 @@ impl Run {
         }
         // What a report lacks because the line was cut is not what the capture lacks.
         match file.failure() {
-            Some(why) => Err(passing(format!("{address}: {why}"))),
+            Some(why) => Err(Failure::passing(format!("{address}: {why}"))),
             None => made,
         }
     }
@@ -406,15 +400,25 @@ impl Run {
             Input::Object(_) => None,
         };
         let made = golden::report_from(&input.shown(), file, open, &tables, &self.options);
-        made.map_err(|error| Failure {
+        made.map_err(Failure::from)
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self {
             // Tables can come later, beside the capture too.
             passing: matches!(error, OpenError::Io { .. } | OpenError::Tables(_)),
             why: error.to_string(),
-        })
+        }
     }
 }
 
 impl Failure {
+    const fn passing(why: String) -> Self {
+        Self { why, passing: true }
+    }
+
     fn lasting(why: String) -> Self {
         Self {
             why,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use serde_json::{Map, Value};
 
-use super::{Golden, Redaction, report_of};
+use super::{Golden, Redaction, guarded, report_of};
 use crate::analysis::Options;
 use crate::source::read_whole;
 
@@ -154,6 +154,17 @@ pub fn run(
     jobs: usize,
     done: &(dyn Fn(usize) + Sync),
 ) -> Vec<Case> {
+    let work = |path: &Path| one(path, task, kernel_tables);
+    each(dir, captures, jobs, &work, done)
+}
+
+fn each(
+    dir: &Path,
+    captures: &[PathBuf],
+    jobs: usize,
+    work: &(dyn Fn(&Path) -> Result<Outcome, String> + Sync),
+    done: &(dyn Fn(usize) + Sync),
+) -> Vec<Case> {
     let next = AtomicUsize::new(0);
     let finished = AtomicUsize::new(0);
     let cases: Mutex<Vec<(usize, Case)>> = Mutex::new(Vec::with_capacity(captures.len()));
@@ -168,14 +179,15 @@ pub fn run(
                         break;
                     };
                     let began = Instant::now();
-                    let work = || one(path, task, kernel_tables);
+                    let name = path.strip_prefix(dir).unwrap_or(path);
+                    let name = name.display().to_string();
+                    let work = || guarded(&name, || work(path)).and_then(|outcome| outcome);
                     let outcome = match &pool {
                         Ok(pool) => pool.install(work),
                         Err(_) => work(),
                     };
-                    let name = path.strip_prefix(dir).unwrap_or(path);
                     let case = Case {
-                        name: name.display().to_string(),
+                        name,
                         outcome: outcome.unwrap_or_else(Outcome::Failed),
                         time: began.elapsed(),
                     };
@@ -451,6 +463,22 @@ mod tests {
         let (text, count) = changes(&was, &now);
         assert_eq!(count, 100);
         assert!(text.ends_with("and 60 more differences"), "{text}");
+    }
+
+    #[test]
+    fn a_fault_of_ours_costs_that_capture_alone() {
+        let names = ["a.core.zst", "b.core.zst", "c.core.zst"].map(PathBuf::from);
+        let work = |path: &Path| {
+            assert_ne!(path, Path::new("b.core.zst"));
+            Ok(Outcome::Same)
+        };
+        let cases = each(Path::new(""), &names, 2, &work, &|_| ());
+        let outcomes: Vec<_> = cases.into_iter().map(|case| case.outcome).collect();
+        let failed = "b.core.zst: the analyzer failed on it; please report that".to_owned();
+        assert_eq!(
+            outcomes,
+            [Outcome::Same, Outcome::Failed(failed), Outcome::Same]
+        );
     }
 
     #[test]

@@ -96,8 +96,10 @@ impl Stores {
         if let Some(store) = key.and_then(|key| open.get(key)) {
             return Ok((store.clone(), path));
         }
-        let set =
-            std::env::vars().filter(|(name, _)| VARIABLES.iter().any(|v| name.starts_with(v)));
+        // A variable that is no text is not one of them, and `vars` would panic on it.
+        let set = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| VARIABLES.iter().any(|v| name.starts_with(v)));
         let plain = (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned()));
         let (store, path) = parse_url_opts(&url, set.chain(plain)).map_err(|e| say(&e))?;
         let store: Arc<dyn ObjectStore> = store.into();
