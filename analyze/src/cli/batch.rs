@@ -153,6 +153,9 @@ pub(super) fn run(args: &BatchArgs) -> Result<u8, Failure> {
     });
     progress.clear();
     let outcome = outcome.map_err(|why| Failure(exit::OUTPUT, why))?;
+    for warning in &outcome.warnings {
+        eprintln!("analyze: {}", Escaped(warning));
+    }
     print(&[&text(&outcome)])?;
     if std::io::stderr().is_terminal() {
         let seconds = began.elapsed().as_secs_f64();
@@ -216,6 +219,9 @@ fn text(outcome: &Outcome) -> String {
     }
     if outcome.healthy > 0 {
         let _ = writeln!(text, "{:>6}  without a failure", outcome.healthy);
+    }
+    if outcome.degraded > 0 {
+        let _ = writeln!(text, "{:>6}  given up while captured", outcome.degraded);
     }
     for table in &outcome.tables {
         let _ = writeln!(text, "{}", Escaped(&table.display().to_string()));
