@@ -315,20 +315,21 @@ mod tests {
     use super::*;
 
     fn rows(findings: Vec<Finding>) -> (CaptureRow, Vec<FindingRow>) {
-        let mut report = FailureDumpReport::default();
-        report.postmortem = Some(Box::new(PostmortemReport {
+        let own = PostmortemReport {
             findings,
             ..PostmortemReport::default()
-        }));
+        };
+        let report = FailureDumpReport {
+            postmortem: Some(Box::new(own)),
+            ..FailureDumpReport::default()
+        };
         let report = FailureDumpReportAny::from(report);
         let mut row = CaptureRow::default();
         row.take_report(&report);
         row.cut();
-        let findings = findings_of(&report, &row);
+        let findings = super::findings(&report, &row);
         (row, findings)
     }
-
-    use super::findings as findings_of;
 
     fn finding(rule: &str, what: String) -> Finding {
         Finding {
