@@ -37,6 +37,7 @@ use self::table::{Lines, Table};
 use crate::analysis::{ANALYZER, Options};
 use crate::bytes::to_u64;
 use crate::error::OpenError;
+use crate::folder;
 use crate::golden;
 use crate::source::{Image, Traffic, read_whole};
 #[cfg(feature = "object-store")]
@@ -349,6 +350,8 @@ fn one(
 
 fn identity(run: &Run, input: &Input) -> Result<Identity, Failure> {
     let work = || match input {
+        // What was found in a folder that can be read is among the inputs instead of it.
+        Input::File(path) if path.is_dir() => Err(folder::unread(path)),
         Input::File(path) => {
             Input::identity_of_file(path).map_err(|e| format!("{}: {e}", path.display()))
         }

@@ -15,14 +15,13 @@ use serde_json::{Map, Value};
 
 use super::{Golden, Redaction, guarded, report_of};
 use crate::analysis::Options;
+use crate::folder::{Item, walk};
 use crate::source::read_whole;
 
 /// How the names of captures end.
 const CAPTURE: &str = ".core.zst";
 /// How the names of golden reports end.
 const GOLDEN: &str = ".golden.json";
-/// Folders within each other that are looked into.
-const MAX_DEPTH: usize = 32;
 /// Captures of one folder.
 const MAX_CAPTURES: usize = 1 << 20;
 /// Changes of one report that are listed.
@@ -114,32 +113,33 @@ pub enum Task {
     Bless(Settings),
 }
 
-/// The captures below a folder, by name.
+/// The captures below a folder, by name, also those of which only the golden report is left: that
+/// one is not passed over.
 ///
 /// # Errors
-/// When a folder cannot be read.
+/// When a folder cannot be read, or there are more than are checked at once.
 pub fn captures(dir: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut found = Vec::new();
-    let mut folders = vec![(dir.to_owned(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        let say = |e: std::io::Error| format!("{}: {e}", folder.display());
-        for entry in std::fs::read_dir(&folder).map_err(say)? {
-            let entry = entry.map_err(say)?;
-            let kind = entry.file_type().map_err(say)?;
-            let path = entry.path();
-            // Links are not followed: they can lead in circles.
-            if kind.is_dir() && depth < MAX_DEPTH {
-                folders.push((path, depth + 1));
-            } else if kind.is_file()
-                && path.to_string_lossy().ends_with(CAPTURE)
-                && found.len() < MAX_CAPTURES
-            {
-                found.push(path);
-            }
+    let mut found = BTreeSet::new();
+    walk(dir, &mut |item| {
+        let path = match item {
+            Item::File(path) => path,
+            Item::Unread(_, why) => return Err(why),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(CAPTURE) {
+            found.insert(path);
+        } else if let Some(stem) = name.strip_suffix(GOLDEN) {
+            found.insert(path.with_file_name(format!("{stem}{CAPTURE}")));
         }
-    }
-    found.sort();
-    Ok(found)
+        match found.len() {
+            0..=MAX_CAPTURES => Ok(()),
+            _ => Err(format!(
+                "{}: more than {MAX_CAPTURES} captures are below it; check its folders one by one",
+                dir.display()
+            )),
+        }
+    })?;
+    Ok(found.into_iter().collect())
 }
 
 /// Runs a task over captures, `jobs` at a time, each with one thread: what one capture needs is
@@ -219,6 +219,12 @@ fn one(path: &Path, task: &Task, kernel_tables: Option<&Path>) -> Result<Outcome
         Ok(false) => None,
         Err(e) => return Err(format!("{}: {e}", beside.display())),
     };
+    if wanted.is_some() && std::fs::exists(path).is_ok_and(|exists| !exists) {
+        return Err(format!(
+            "{}: there is a golden report, and the capture beside it is gone; bring it back, or remove the report",
+            beside.display()
+        ));
+    }
     match task {
         Task::Check => {
             let Some(wanted) = wanted else {
