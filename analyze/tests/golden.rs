@@ -131,6 +131,45 @@ fn captures_are_blessed_checked_and_a_difference_is_told() {
 }
 
 #[test]
+fn a_golden_report_without_its_capture_is_no_success() {
+    let dir = folder();
+    assert_eq!(golden("bless", &dir, &[]).0, 0);
+    std::fs::remove_file(dir.path().join("more/idle.core.zst")).unwrap();
+    for what in ["check", "bless"] {
+        let (code, out, _) = golden(what, &dir, &[]);
+        assert_eq!(code, 8, "{out}");
+        assert!(out.contains("FAILED   more/idle.core.zst: "), "{out}");
+        assert!(out.contains("the capture beside it is gone"), "{out}");
+        assert!(out.contains("3 captures: "), "{out}");
+    }
+}
+
+#[test]
+fn a_capture_that_lost_its_end_is_told_whoever_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let cut = dir.path().join("cut.core.zst");
+    let whole = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let bytes = std::fs::read(&whole).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() - 1000]).unwrap();
+    let (cut, whole) = (cut.to_str().unwrap(), whole.to_str().unwrap());
+    let expression = "bss.nr_parked";
+    for (arguments, expected) in [
+        (&["query", whole, expression][..], 0),
+        (&["query", cut, expression], 3),
+        (&["diff", whole, cut], 3),
+        (&["diff", cut, whole], 3),
+        (&["shell", cut], 3),
+        (&["upgrade", cut], 0),
+        (&["upgrade", "--write", cut], 4),
+    ] {
+        let (code, out, said) = analyze(arguments);
+        assert_eq!(code, expected, "{arguments:?}: {out}{said}");
+        let told = said.contains(&format!("analyze: {cut}: "));
+        assert_eq!(told, expected != 0, "{arguments:?}: {out}{said}");
+    }
+}
+
+#[test]
 fn what_is_left_out_may_change() {
     let dir = folder();
     let (code, ..) = golden(

@@ -26,13 +26,20 @@ pub(super) struct DiffArgs {
     input: InputArgs,
 }
 
-/// A report, the early half of a dual one or the late one.
-fn report(args: &DiffArgs, file: &Path, early: bool) -> Result<FailureDumpReport, Failure> {
+/// A report, the early half of a dual one or the late one. `code` becomes what is told of its file.
+fn report(
+    args: &DiffArgs,
+    file: &Path,
+    early: bool,
+    code: &mut u8,
+) -> Result<FailureDumpReport, Failure> {
     let refuse = |why: String| {
         let sentence = format!("{}: {why}", file.display());
         Err(Failure(exit::UNUSABLE_FILE, sentence))
     };
-    match args.input.open(file, early)? {
+    let opened = args.input.open(file, early)?;
+    *code = opened.warn(file).max(*code);
+    match opened {
         Opened::Kernel(kernel, _) => Ok(analysis::analyze(&kernel, &args.input.options())),
         Opened::Report(any) => match *any {
             FailureDumpReportAny::Single(report) if !early => Ok(*report),
@@ -66,6 +73,7 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
         let name = file.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     };
+    let mut code = exit::OK;
     let (a, b, names) = match &args.b {
         Some(b) => {
             let mut names = [name(&args.a), name(b)];
@@ -77,14 +85,14 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
                 *other = b.display().to_string();
             }
             (
-                report(args, &args.a, false)?,
-                report(args, b, false)?,
+                report(args, &args.a, false, &mut code)?,
+                report(args, b, false, &mut code)?,
                 names,
             )
         }
         None => (
-            report(args, &args.a, true)?,
-            report(args, &args.a, false)?,
+            report(args, &args.a, true, &mut code)?,
+            report(args, &args.a, false, &mut code)?,
             ["early".to_owned(), "late".to_owned()],
         ),
     };
@@ -97,5 +105,5 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
         diff.to_string()
     };
     emit(args.output.as_deref(), &text)?;
-    Ok(exit::OK)
+    Ok(code)
 }
