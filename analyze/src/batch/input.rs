@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::folder::{Item, walk};
 
 /// Inputs of one run.
-const MAX_INPUTS: usize = 1 << 24;
+pub const MAX_INPUTS: usize = 1 << 24;
 /// A line of a list longer than this is no name.
 const MAX_LINE: u64 = 1 << 16;
 /// Characters of an input's name in that of its results.

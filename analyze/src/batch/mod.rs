@@ -416,7 +416,15 @@ impl Run {
     }
 
     fn object(&self, address: &str) -> Result<Identity, String> {
-        let facts = self.stores(address)?.facts(address)?;
+        let stores = self.stores(address)?;
+        if address.ends_with('/') {
+            // What was found in one that can be listed is among the inputs instead of it.
+            stores.list(address, input::MAX_INPUTS)?;
+            return Err(format!(
+                "{address}: it could not be listed before; run again"
+            ));
+        }
+        let facts = stores.facts(address)?;
         Ok(Identity {
             bytes: facts.bytes,
             changed: facts.changed,
