@@ -370,12 +370,13 @@ mod tests {
 
     #[test]
     fn an_object_that_was_replaced_is_noticed() {
+        type Change = fn(&mut Facts);
         let first = Facts {
             bytes: 7,
             changed: "2026-01-02T03:04:05+00:00".to_owned(),
             etag: Some("W/\"a\"".to_owned()),
         };
-        let of = |change: fn(&mut Facts)| {
+        let of = |change: Change| {
             let mut now = first.clone();
             change(&mut now);
             first.are_of(&now)
@@ -385,7 +386,7 @@ mod tests {
         let undated = |facts: &mut Facts| facts.changed = "1970-01-01T00:00:00+00:00".to_owned();
         assert_eq!(of(undated), Ok(()));
         assert_eq!(of(|now| now.etag = None), Ok(()));
-        let changes: [(fn(&mut Facts), &str); 3] = [
+        let changes: [(Change, &str); 3] = [
             (|now| now.bytes = 8, "its length was 7 and is 8"),
             (
                 |now| now.etag = Some("W/\"b\"".to_owned()),
