@@ -348,11 +348,16 @@ impl ReportArgs {
     /// Refuses what would fail or destroy something, before any work.
     fn check_files(&self, file: &Path) -> Result<(), Failure> {
         self.input.check_files()?;
-        match self.output.as_deref() {
-            Some(output) if output != Path::new("-") => source::may_write(output, &[file], false)
-                .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
-            _ => Ok(()),
-        }
+        may_emit(self.output.as_deref(), &[file])
+    }
+}
+
+/// Refuses an output that would destroy something, before any work.
+fn may_emit(output: Option<&Path>, inputs: &[&Path]) -> Result<(), Failure> {
+    match output {
+        Some(output) if output != Path::new("-") => source::may_write(output, inputs, false)
+            .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
+        _ => Ok(()),
     }
 }
 
@@ -510,9 +515,9 @@ impl ReportArgs {
 
 /// What a file holds.
 enum Opened {
-    /// Memory with a kernel in it; whether it has to be taken with care, as of a capture that was
-    /// given up.
-    Kernel(Box<Kernel>, bool),
+    /// Memory with a kernel in it, and why it is not whole, as of a capture that was given up or
+    /// that lost its end. Each a sentence.
+    Kernel(Box<Kernel>, Vec<String>),
     /// A report.
     Report(Box<FailureDumpReportAny>),
 }
@@ -542,9 +547,28 @@ impl InputArgs {
         } else {
             Image::open(file)?
         };
-        let torn = degraded::report(&image).is_some();
+        let mut warnings = image.warnings.clone();
+        if degraded::report(&image).is_some() && !warnings.iter().any(|w| w == source::TORN) {
+            warnings.push(source::TORN.to_owned());
+        }
         let kernel = self.kernel(file, image)?;
-        Ok(Opened::Kernel(Box::new(kernel), torn))
+        Ok(Opened::Kernel(Box::new(kernel), warnings))
+    }
+}
+
+impl Opened {
+    /// Says why what comes is not whole, and gives the exit code of what is done with it.
+    fn warn(&self, file: &Path) -> u8 {
+        let Self::Kernel(_, warnings) = self else {
+            return exit::OK;
+        };
+        for warning in warnings {
+            eprintln!("analyze: {}: {}", file.display(), Escaped(warning));
+        }
+        match warnings.as_slice() {
+            [] => exit::OK,
+            _ => exit::DEGRADED,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod values;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
 
 use scx_postmortem_format::report::{
     CounterChange, CpuChange, CpuInfo, CurrTask, DiffSide, DsqChange, DsqInfo, EarlyLateDiff,
@@ -24,6 +25,16 @@ use self::values::Space;
 const MAX_TASKS: usize = 200;
 /// Tasks of which it is said how long they ran.
 const MAX_RAN: usize = 20;
+
+/// The first of each key. Reports can come from anywhere: a search of the list for each element of
+/// another one would take as long as both lists multiplied.
+fn firsts<'t, T, K: Eq + Hash>(list: &'t [T], key: impl Fn(&'t T) -> K) -> HashMap<K, &'t T> {
+    let mut firsts = HashMap::with_capacity(list.len());
+    for element in list {
+        firsts.entry(key(element)).or_insert(element);
+    }
+    firsts
+}
 
 /// Compares the two reports of a dual capture.
 #[must_use]
@@ -299,10 +310,11 @@ impl Pair<'_> {
 
     fn cpus(&self) -> Vec<CpuChange> {
         let (early, late) = (&*self.early, &*self.late);
-        let both = late.cpus.iter().filter_map(|after| {
-            let before = early.cpus.iter().find(|before| before.cpu == after.cpu)?;
-            Some((before, after))
-        });
+        let before = firsts(&early.cpus, |cpu| cpu.cpu);
+        let both = late
+            .cpus
+            .iter()
+            .filter_map(|after| Some((*before.get(&after.cpu)?, after)));
         both.map(|(before, after)| CpuChange {
             cpu: after.cpu,
             early_curr: before.curr.as_ref().map(|curr| self.named(curr)),
@@ -362,9 +374,9 @@ impl Pair<'_> {
         if !self.other_boot && at(early) != at(late) {
             return Vec::new();
         }
+        let before = firsts(&early.event_counters, |counter| counter.name.as_str());
         let both = late.event_counters.iter().filter_map(|after| {
-            let mut counters = early.event_counters.iter();
-            let before = counters.find(|before| before.name == after.name)?;
+            let before = *before.get(after.name.as_str())?;
             (before.value != after.value).then_some((before, after))
         });
         both.map(|(before, after)| {

@@ -150,6 +150,14 @@ pub enum OpenError {
         /// Its sentence.
         cause: String,
     },
+    /// A file that begins as a report does and is none.
+    #[error("{path}: {cause}")]
+    Report {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// Memory is there, but no kernel was found in it.
     #[error("{path}: no usable kernel in this image: {why}")]
     NoKernel {

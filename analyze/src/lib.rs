@@ -30,6 +30,7 @@ pub mod diagnose;
 pub mod diff;
 pub mod error;
 pub mod exclude;
+mod folder;
 pub mod golden;
 pub mod history;
 pub mod kernel;

@@ -222,6 +222,95 @@ fn a_capture_without_its_tables_is_tried_again() {
 }
 
 #[test]
+fn what_cannot_be_read_for_a_while_keeps_its_report() {
+    let dir = folder(&["idle"], 1);
+    let out = tempfile::tempdir().unwrap();
+    let input = "boot-00/idle.core.zst";
+    assert_eq!(batch(dir.path(), out.path(), &[input]).0, 0);
+    let before = tree(out.path());
+    let (there, away) = (dir.path().join("boot-00"), dir.path().join("away"));
+    std::fs::rename(&there, &away).unwrap();
+    // Also where all is to be done again.
+    for more in [&[input][..], &[input, "--again"], &[input, "--no-casts"]] {
+        let (code, text, _) = batch(dir.path(), out.path(), more);
+        assert_eq!(code, 3, "{text}");
+        assert!(
+            text.contains("FAILED  boot-00/idle.core.zst: No such"),
+            "{text}"
+        );
+        assert!(text.contains("1 captures: 0 reports, 1 failed\n"), "{text}");
+        let now = tree(out.path());
+        let reports = |tree: &BTreeMap<String, Vec<u8>>| {
+            let mut tree = tree.clone();
+            tree.retain(|name, _| name.starts_with("reports/"));
+            tree
+        };
+        assert_eq!(reports(&now), reports(&before));
+        let row = &rows(out.path(), "index.ndjson")[0];
+        assert!(row["error"].as_str().unwrap().contains("No such file"));
+        assert_eq!(row["verdict"], "idle-cpu-with-waiting-work");
+        assert!(out.path().join(row["report"].as_str().unwrap()).exists());
+    }
+    std::fs::rename(&away, &there).unwrap();
+    let (code, text, _) = batch(dir.path(), out.path(), &[input]);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("1 captures, 1 of them done before: 1 reports, 0 failed"),
+        "{text}"
+    );
+    assert_eq!(tree(out.path()), before);
+    // What is known to be another file has no report of the one before.
+    std::fs::write(dir.path().join(input), b"nothing").unwrap();
+    let (code, text, _) = batch(dir.path(), out.path(), &[input]);
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        !tree(out.path())
+            .keys()
+            .any(|name| name.starts_with("reports/"))
+    );
+}
+
+#[test]
+fn an_input_in_which_runs_end_again_and_again_is_passed_over_once() {
+    let dir = folder(&["fifo", "idle"], 1);
+    let out = tempfile::tempdir().unwrap();
+    assert_eq!(batch(dir.path(), out.path(), &["."]).0, 0);
+    let wanted = tree(out.path());
+    let record = wanted
+        .keys()
+        .find_map(|name| name.strip_prefix("done/boot-00-idle"));
+    let key = format!(
+        "boot-00-idle{}",
+        record.unwrap().strip_suffix(".json").unwrap()
+    );
+    let mark = out.path().join(format!("unfinished/begun-{key}"));
+    let again = |ends: &str| {
+        std::fs::write(&mark, ends).unwrap();
+        let done = batch(dir.path(), out.path(), &[".", "--again"]);
+        assert!(!mark.exists());
+        done
+    };
+    // Runs that were killed, or a mark that is none.
+    for ends in ["1", "2", "x"] {
+        let (code, text, _) = again(ends);
+        assert_eq!(code, 0, "{text}");
+        assert_eq!(tree(out.path()), wanted);
+    }
+    std::fs::remove_file(out.path().join(format!("done/{key}.json"))).unwrap();
+    let (code, text, _) = again("3");
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.contains("FAILED  boot-00/idle.core.zst: 3 runs ended while they were at work on it"),
+        "{text}"
+    );
+    assert!(text.contains("2 captures: 1 reports, 1 failed"), "{text}");
+    let (code, text, _) = batch(dir.path(), out.path(), &["."]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("2 captures, 1 of them done before"), "{text}");
+    assert_eq!(tree(out.path()), wanted);
+}
+
+#[test]
 fn another_build_of_the_same_version_makes_reports_again() {
     let dir = folder(&["fifo"], 1);
     let out = tempfile::tempdir().unwrap();

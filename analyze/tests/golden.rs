@@ -131,6 +131,45 @@ fn captures_are_blessed_checked_and_a_difference_is_told() {
 }
 
 #[test]
+fn a_golden_report_without_its_capture_is_no_success() {
+    let dir = folder();
+    assert_eq!(golden("bless", &dir, &[]).0, 0);
+    std::fs::remove_file(dir.path().join("more/idle.core.zst")).unwrap();
+    for what in ["check", "bless"] {
+        let (code, out, _) = golden(what, &dir, &[]);
+        assert_eq!(code, 8, "{out}");
+        assert!(out.contains("FAILED   more/idle.core.zst: "), "{out}");
+        assert!(out.contains("the capture beside it is gone"), "{out}");
+        assert!(out.contains("3 captures: "), "{out}");
+    }
+}
+
+#[test]
+fn a_capture_that_lost_its_end_is_told_whoever_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let cut = dir.path().join("cut.core.zst");
+    let whole = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let bytes = std::fs::read(&whole).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() - 1000]).unwrap();
+    let (cut, whole) = (cut.to_str().unwrap(), whole.to_str().unwrap());
+    let expression = "bss.nr_parked";
+    for (arguments, expected) in [
+        (&["query", whole, expression][..], 0),
+        (&["query", cut, expression], 3),
+        (&["diff", whole, cut], 3),
+        (&["diff", cut, whole], 3),
+        (&["shell", cut], 3),
+        (&["upgrade", cut], 0),
+        (&["upgrade", "--write", cut], 4),
+    ] {
+        let (code, out, said) = analyze(arguments);
+        assert_eq!(code, expected, "{arguments:?}: {out}{said}");
+        let told = said.contains(&format!("analyze: {cut}: "));
+        assert_eq!(told, expected != 0, "{arguments:?}: {out}{said}");
+    }
+}
+
+#[test]
 fn what_is_left_out_may_change() {
     let dir = folder();
     let (code, ..) = golden(
@@ -218,6 +257,26 @@ fn the_report_of_a_capture_differs_in_nothing_from_itself() {
 }
 
 #[test]
+fn a_comparison_is_not_written_over_what_it_compares() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (lock, fifo) = (at("lock.core.zst"), at("fifo.core.zst"));
+    let report = at("report.json");
+    std::fs::write(&report, "{}").unwrap();
+    for (a, b, output, says) in [
+        (&lock, &fifo, &fifo, "is the input"),
+        (&lock, &report, &report, "is the input"),
+        (&report, &lock, &fifo, "is a core or a capture already"),
+    ] {
+        let before = std::fs::read(output).unwrap();
+        let (code, _, said) = analyze(&["diff", a, b, "-o", output]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(says), "{said}");
+        assert!(std::fs::read(output).unwrap() == before);
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_upgraded_does_not_stop_the_others() {
     let dir = folder();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -282,6 +341,18 @@ fn a_capture_of_an_earlier_version_is_replaced_by_one_with_the_same_report() {
         ])
     };
     assert!(of(&capture) == of(&captures().join("fifo.core.zst")));
+}
+
+#[test]
+fn an_array_without_a_length_has_nothing_before_its_first_element() {
+    let capture = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let capture = capture.to_str().unwrap();
+    let of = |index: i32| format!("task(188).cgroups.dfl_cgrp.ancestors[{index}]");
+    let (code, out, said) = analyze(&["query", capture, &of(0)]);
+    assert_eq!(code, 0, "{out}{said}");
+    let (code, out, said) = analyze(&["query", capture, &of(-1)]);
+    assert_eq!(code, 2, "{out}{said}");
+    assert!(said.contains("has no elements before 0"), "{said}");
 }
 
 #[test]

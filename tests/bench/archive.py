@@ -9,7 +9,7 @@ The captures are copies of those in corpus/ (one in ten, 17 MB each) and of the 
 with the kernel's tables beside them). Every copy is a file of its own. Printed: captures per second and peak memory of each
 run, best of --rounds. Then a batch is killed with SIGKILL in the middle, several times, and started again until it ends:
 its results have to be those of the run that nobody killed, byte for byte, and no report may have been made twice.
-Exit 1 when something is not as it should be.
+Memory may not grow with the number of captures. Exit 1 when something is not as it should be.
 """
 
 import argparse
@@ -25,6 +25,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ANALYZE = ROOT / "target/release/analyze"
+# Peak memory with the most captures, at most, against that with the fewest.
+MEMORY = 1.2
 TABLES = ROOT / "tests/findings/kernel-7.3.tables.zst"
 
 
@@ -102,7 +104,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     subprocess.run(["cargo", "build", "--release", "--quiet", "-p", "scx-postmortem-analyze"], cwd=ROOT, check=True)
-    faults = []
+    faults, peaks = [], {}
     for count in options.counts:
         with tempfile.TemporaryDirectory(prefix="scxpm-archive-") as name:
             work = pathlib.Path(name)
@@ -114,17 +116,22 @@ def main():
             for jobs in options.jobs:
                 runs = [measured([ANALYZE, "golden", "check", captures, "--kernel-tables", TABLES, "--jobs", jobs])
                         for _ in range(options.rounds)]
-                told("golden check", count, jobs, runs)
+                peaks["golden check", jobs, count] = told("golden check", count, jobs, runs)
                 runs = []
                 for number in range(options.rounds):
                     whole = work / f"whole-{jobs}-{number}"
                     runs.append(measured(batch(captures, whole, jobs)))
-                told("batch", count, jobs, runs)
+                peaks["batch", jobs, count] = told("batch", count, jobs, runs)
             if count == options.counts[0]:
                 kills, before, files, found = killed(captures, work / "killed", whole)
                 print(f"  killed {kills} times, the last time with {before} of {count} done; "
                       f"{files} files, {len(found)} not as without")
                 faults += found
+    few, many = min(options.counts), max(options.counts)
+    for (what, jobs, count), peak in peaks.items():
+        before = peaks[what, jobs, few]
+        if count == many and peak > before * MEMORY:
+            faults.append(f"{what}, {jobs} jobs: {peak / 1e6:.0f} MB for {many} captures, {before / 1e6:.0f} MB for {few}")
     for fault in faults:
         print(f"FAILED: {fault}")
     return 1 if faults else 0
@@ -132,7 +139,9 @@ def main():
 
 def told(what, count, jobs, runs):
     seconds = min(run[0] for run in runs)
-    print(f"  {what:12} {jobs} jobs  {count / seconds:7.1f} captures/s  {max(run[1] for run in runs) / 1e6:6.0f} MB", flush=True)
+    peak = max(run[1] for run in runs)
+    print(f"  {what:12} {jobs} jobs  {count / seconds:7.1f} captures/s  {peak / 1e6:6.0f} MB", flush=True)
+    return peak
 
 
 if __name__ == "__main__":

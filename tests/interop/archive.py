@@ -6,7 +6,8 @@
 
 Without INPUT: the corpus and the small captures of tests/findings and tests/signatures. Prints which schedulers stall with an idle CPU,
 by kernel, the failures by signature, and what the tables say of themselves; checks that the Parquet table and the
-JSON lines have the same rows. --results keeps the results there; --sql asks something else of the view `captures`.
+JSON lines have the same rows, and without INPUT that the first answer is the known one. --results keeps the results
+there; --sql asks something else of the view `captures`.
 DuckDB comes from PyPI into a virtual environment below target/. Exit 1 when something is not as it should be.
 """
 
@@ -25,6 +26,9 @@ select kernel_release as kernel, scheduler, count(distinct input) as captures,
 from captures
 where finding_rule = 'idle-cpu-with-waiting-work' and starved_tasks > 0
 group by all order by captures desc, kernel, scheduler"""
+SHIPPED = ["corpus", "tests/findings", "tests/signatures"]
+# What is in them: kernel, scheduler, and how many captures show it.
+IDLE_ANSWER = ("7.3.4+deb13-cloud-amd64", "demo_idle", 1)
 GROUPS = """
 select signature, count(distinct input) as captures, any_value(scheduler) as scheduler,
        any_value(exit_kind_name) as exit_kind, any_value(verdict) as verdict,
@@ -55,7 +59,7 @@ def batch(inputs, results):
     print(done.stdout)
 
 
-def ask(results, sql):
+def ask(results, sql, shipped):
     """What runs in the virtual environment."""
     import duckdb  # pylint: disable=import-outside-toplevel,import-error
 
@@ -70,11 +74,18 @@ def ask(results, sql):
     print("Which schedulers stall with an idle CPU, by kernel?")
     print(IDLE)
     connection.sql(IDLE).show(max_width=200)
+    idle = connection.sql(IDLE).fetchall()
     print("Failures by signature:")
     connection.sql(GROUPS).show(max_width=240)
     rows = connection.sql("select count(*), count(distinct input) from captures").fetchone()
     print(f"{rows[0]} rows of {rows[1]} captures; written by {created_by(connection, table)}")
     wrong = 0
+    if not rows[0]:
+        wrong += 1
+        print("FAILED: the tables have no rows")
+    if shipped and IDLE_ANSWER not in [tuple(row[:3]) for row in idle]:
+        wrong += 1
+        print(f"FAILED: expected {IDLE_ANSWER} among the schedulers that stall with an idle CPU, found {idle}")
     columns = [row[0] for row in connection.sql("describe captures").fetchall()]
     if columns != [row[0] for row in connection.sql("describe lines").fetchall()]:
         wrong += 1
@@ -98,20 +109,23 @@ def created_by(connection, table):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("inputs", nargs="*", default=["corpus", "tests/findings", "tests/signatures"])
+    parser.add_argument("inputs", nargs="*")
     parser.add_argument("--results", type=pathlib.Path)
     parser.add_argument("--sql")
     parser.add_argument("--ask", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shipped", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ask:
-        return ask(args.ask, args.sql)
+        return ask(args.ask, args.sql, args.shipped)
     cache = ROOT / "target/interop"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as work:
         results = (args.results or pathlib.Path(work)).absolute()
-        batch(args.inputs, results)
+        batch(args.inputs or SHIPPED, results)
         asked = [str(python(cache)), str(HERE / "archive.py"), "--ask", str(results)]
-        return subprocess.run(asked + (["--sql", args.sql] if args.sql else []), check=False).returncode
+        asked += ["--sql", args.sql] if args.sql else []
+        asked += [] if args.inputs else ["--shipped"]
+        return subprocess.run(asked, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ Without CAPTURE: the corpus and a few small ones. A server on this machine speak
 Google's and Azure's blob stores: objects with ranges, entity tags and conditions, lists in pages of two. It counts what is
 asked of it. One capture more has a name that means something else in an address. For each store the results have to be
 those of the files but for the names, and what the server sent has to be what `analyze` says it fetched. Then one object is
-replaced in the middle of being read, and one answer is cut off: both have to cost that capture's report alone. Exit 1 when
+replaced in the middle of being read, one goes, and the body of one answer is cut off, and of what is asked to go on from there:
+each has to cost that capture's report alone. Of a capture longer than 64 MB less than a quarter may be fetched. Exit 1 when
 something is not as it should be.
 """
 
@@ -31,6 +32,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ANALYZE = ROOT / "target/release/analyze"
 TABLES = ROOT / "tests/findings/kernel-7.3.tables.zst"
+# Captures that hold much that no report needs.
+BIG = 64 << 20
 PAGE = 2
 # Beside the captures' own names one that is another in an address, also once decoded.
 ODD = "run #3%20.core.zst"
@@ -110,19 +113,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with objects.lock:
             objects.requests += 1
             count = objects.ranges[name] = objects.ranges.get(name, 0) + 1
-            spoil = objects.spoil[1] if objects.spoil and objects.spoil[0] == name and count == 10 else None
+            how = objects.spoil[1] if objects.spoil and objects.spoil[0] == name else None
+            spoil = how if count == 10 or (count > 10 and how == "cut") else None
             if spoil == "replace":
                 objects.bytes[name] = data = data[:-1] + bytes([data[-1] ^ 1])
                 tag = objects.tag(name)
         if self.headers.get("If-Match", tag) != tag:
             return self.send(412, b"<Error><Code>PreconditionFailed</Code></Error>")
         headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
+        if spoil == "gone":
+            return self.send(404, b"gone")
         body = data[begin : end + 1]
+        whole = len(body)
+        if spoil == "cut":
+            # In the middle of it; whoever asks again for what is left gets nothing of it.
+            body = body[: whole // 2 if count == 10 else 0]
+            self.close_connection = True
         with objects.lock:
             objects.sent += len(body)
-        if spoil == "cut":
-            return self.send(404, b"gone")
-        return self.send(206, body, headers)
+        return self.send(206, body, headers, length=whole)
 
     def listed(self, store, query):
         """Names in pages, so that going on is tested too."""
@@ -236,7 +245,7 @@ def main():
         env = environment(host, work)
         for store, address in STORES.items():
             faults += compared(store, address.format(host=host), objects, near, work, env)
-        for spoil in ("replace", "cut"):
+        for spoil in ("replace", "gone", "cut"):
             faults += spoiled(spoil, objects, near, work, env)
         faults += objects.faults
         for name in copies if len(copies) <= 12 else ():
@@ -244,6 +253,8 @@ def main():
             address = f"http://{host}/plain/bucket/captures/{urllib.parse.quote(name)}"
             code, seconds, said = batch([address], work / f"one-{name}", env)
             size = len(objects.bytes[f"captures/{name}"])
+            if size > BIG and objects.sent >= size / 4:
+                faults.append(f"{name}: {objects.sent} of its {size} bytes were fetched, expected less than a quarter")
             print(f"  {name:24} {size:12} bytes  {objects.sent / size:6.1%}  {objects.requests:4} requests  {seconds:6.2f} s")
     for fault in faults:
         print(f"FAILED: {fault}")

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Folders within each other that are looked into.
-const MAX_DEPTH: usize = 32;
+use crate::folder::{Item, walk};
+
 /// Inputs of one run.
-const MAX_INPUTS: usize = 1 << 24;
+pub const MAX_INPUTS: usize = 1 << 24;
 /// A line of a list longer than this is no name.
 const MAX_LINE: u64 = 1 << 16;
 /// Characters of an input's name in that of its results.
@@ -165,50 +165,28 @@ pub fn of_list(list: &Path) -> Result<Vec<Input>, String> {
 /// When there are more than a run takes.
 pub fn expand(given: Vec<Input>) -> Result<Vec<Input>, String> {
     let mut found = Vec::new();
+    let mut add = |input: Input| {
+        found.push(input);
+        match found.len() {
+            0..=MAX_INPUTS => Ok(()),
+            _ => Err(format!(
+                "more than {MAX_INPUTS} captures; use several runs, each with a folder of its own"
+            )),
+        }
+    };
     for input in given {
         match &input {
-            Input::File(path) if path.is_dir() => {
-                if walk(path, &mut found).is_err() {
-                    found.push(input);
-                }
-            }
-            _ => found.push(input),
-        }
-        if found.len() > MAX_INPUTS {
-            return Err(format!(
-                "more than {MAX_INPUTS} captures; use several runs, each with a folder of its own"
-            ));
+            Input::File(path) if path.is_dir() => walk(path, &mut |item| match item {
+                Item::File(path) if is_core(&path) => add(Input::File(plain(&path))),
+                Item::File(_) => Ok(()),
+                Item::Unread(folder, _) => add(Input::File(plain(&folder))),
+            })?,
+            _ => add(input)?,
         }
     }
     found.sort_by(|a, b| a.name().cmp(b.name()));
     found.dedup_by(|a, b| a.name() == b.name());
     Ok(found)
-}
-
-fn walk(dir: &Path, found: &mut Vec<Input>) -> std::io::Result<()> {
-    let mut folders = vec![(dir.to_owned(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if depth == 0 => return Err(e),
-            Err(_) => {
-                found.push(Input::File(folder));
-                continue;
-            }
-        };
-        for entry in entries {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            let path = entry.path();
-            // Links are not followed: they can lead in circles.
-            if kind.is_dir() && depth < MAX_DEPTH {
-                folders.push((path, depth + 1));
-            } else if kind.is_file() && is_core(&path) && found.len() <= MAX_INPUTS {
-                found.push(Input::File(plain(&path)));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Whether a file in a folder is meant: by its name, or by what it begins with.
@@ -290,6 +268,14 @@ mod tests {
             .map(|name| at(name).display().to_string())
             .collect();
         assert_eq!(names, wanted);
+        // What is not looked into is an input, and so becomes an error.
+        let mut deep = dir.path().join("more");
+        for _ in 0..32 {
+            deep.push("d");
+        }
+        std::fs::create_dir_all(&deep).unwrap();
+        let names = expand(vec![Input::File(dir.path().to_owned())]).unwrap();
+        assert!(names.contains(&Input::File(deep)) && names.len() == 4);
     }
 
     #[test]

@@ -22,12 +22,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use scx_postmortem_format::report::FailureDumpReportAny;
+use scx_postmortem_format::report::{FailureDumpReportAny, SCHEMA_DEGRADED};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -38,6 +37,7 @@ use self::table::{Lines, Table};
 use crate::analysis::{ANALYZER, Options};
 use crate::bytes::to_u64;
 use crate::error::OpenError;
+use crate::folder;
 use crate::golden;
 use crate::source::{Image, Traffic, read_whole};
 #[cfg(feature = "object-store")]
@@ -50,6 +50,9 @@ pub const TABLE_VERSION: u32 = 1;
 const RECORD_VERSION: u32 = 1;
 /// Inputs that are named with a signature.
 const SHOWN: usize = 3;
+/// Runs that may end in the middle of an input before one passes over it. More than one: whoever
+/// ends a run from outside does so in the middle of some input.
+const MAX_ENDS: u32 = 3;
 
 /// What to do.
 #[derive(Debug)]
@@ -91,6 +94,10 @@ struct Record {
     settings: String,
     /// Length of the report's file.
     report_bytes: Option<u64>,
+    /// Why the last look at the capture came to nothing, where that may be otherwise next time. All
+    /// else is of the look before then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    passing: Option<String>,
     row: CaptureRow,
     findings: Vec<FindingRow>,
 }
@@ -121,15 +128,20 @@ pub struct Outcome {
     pub failed: Vec<(String, String)>,
     /// Reports that show no failure.
     pub healthy: usize,
+    /// Captures that were given up, whose reports cannot show one.
+    pub degraded: usize,
     /// Failures, the most frequent first.
     pub groups: Vec<Group>,
     /// The tables that were written.
     pub tables: Vec<PathBuf>,
     /// What was fetched from stores.
     pub fetched: Fetched,
+    /// What the run had to do without. Each a sentence.
+    pub warnings: Vec<String>,
 }
 
 /// Why an input has no report.
+#[derive(Clone)]
 struct Failure {
     why: String,
     /// It may be otherwise next time, with the same bytes.
@@ -145,48 +157,59 @@ pub fn run(
     inputs: &[Input],
     done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Outcome, String> {
-    let places = Places::prepare(run)?;
+    let (places, unlocked) = Places::prepare(run)?;
     let mine: Vec<&Input> = inputs.iter().filter(|i| run.shard.has(i.name())).collect();
+    // What was begun when a run ended comes last, one at a time: if one of them ends this run as
+    // well, it is known which.
+    let (begun, fresh): (Vec<&Input>, Vec<&Input>) =
+        mine.iter().partition(|input| places.ends(&input.key()) > 0);
     let settings = run.settings();
-    let next = AtomicUsize::new(0);
     let finished = AtomicUsize::new(0);
     let kept = AtomicUsize::new(0);
     let unwritable: Mutex<Option<String>> = Mutex::new(None);
     let fetched = Mutex::new(Fetched::default());
-    std::thread::scope(|scope| {
-        for _ in 0..run.jobs.clamp(1, mine.len().max(1)) {
-            scope.spawn(|| {
-                // One thread for the walkers: captures are what runs in parallel here.
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-                while let Some(input) = mine.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let work = || one(run, &places, input, &settings, &fetched);
-                    let outcome = match &pool {
-                        Ok(pool) => pool.install(work),
-                        Err(_) => work(),
-                    };
-                    match outcome {
-                        Ok(true) => {
-                            kept.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Ok(false) => {}
-                        Err(why) => {
-                            // A full disk fails every one of them: the first is enough.
-                            next.store(usize::MAX / 2, Ordering::Relaxed);
-                            if let Ok(mut first) = unwritable.lock() {
-                                first.get_or_insert(why);
+    for (inputs, jobs) in [(&fresh, run.jobs), (&begun, 1)] {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.clamp(1, inputs.len().max(1)) {
+                scope.spawn(|| {
+                    // One thread for the walkers: captures are what runs in parallel here.
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+                    while let Some(input) = inputs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let work = || one(run, &places, input, &settings, &fetched);
+                        let outcome = match &pool {
+                            Ok(pool) => pool.install(work),
+                            Err(_) => work(),
+                        };
+                        match outcome {
+                            Ok(true) => {
+                                kept.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Ok(false) => {}
+                            Err(why) => {
+                                // A full disk fails every one of them: the first is enough.
+                                next.store(usize::MAX / 2, Ordering::Relaxed);
+                                if let Ok(mut first) = unwritable.lock() {
+                                    first.get_or_insert(why);
+                                }
                             }
                         }
+                        done(finished.fetch_add(1, Ordering::Relaxed) + 1, mine.len());
                     }
-                    done(finished.fetch_add(1, Ordering::Relaxed) + 1, mine.len());
-                }
-            });
+                });
+            }
+        });
+        // A full disk fails the others as well.
+        if unwritable.lock().is_ok_and(|why| why.is_some()) {
+            break;
         }
-    });
+    }
     if let Some(why) = unwritable.into_inner().unwrap_or_default() {
         return Err(why);
     }
     let mut outcome = places.index(run.shard, &mine)?;
     outcome.kept = kept.into_inner();
+    outcome.warnings.extend(unlocked);
     outcome.fetched = fetched.into_inner().unwrap_or_default();
     Ok(outcome)
 }
@@ -235,14 +258,23 @@ fn one(
 ) -> Result<bool, String> {
     let key = input.key();
     let identity = identity(run, input);
-    if let (false, Ok(identity)) = (run.again, &identity)
-        && let Some(record) = places.record(&key)
+    let old = places.record(&key).ok();
+    let old = old.filter(|record| record.row.input == input.shown());
+    if let (false, Ok(identity), Some(record)) = (run.again, &identity, &old)
         && record.identity.as_ref() == Some(identity)
         && record.settings == settings
         && record.row.analyzer == ANALYZER
-        && record.row.input == input.shown()
         && places.report_bytes(&key) == record.report_bytes
     {
+        if record.passing.is_some() {
+            // It can be read again, and is what it was.
+            let record = Record {
+                passing: None,
+                ..record.clone()
+            };
+            places.write_record(&key, &record)?;
+        }
+        places.unmark(&key);
         return Ok(true);
     }
     let mut row = CaptureRow {
@@ -255,44 +287,78 @@ fn one(
         settings: settings.to_owned(),
         ..Record::default()
     };
-    let made = identity.and_then(|identity| {
-        row.file_bytes = i64::try_from(identity.bytes).ok();
-        let made = report(run, input, &identity, fetched);
-        let passing = made.as_ref().is_err_and(|failure| failure.passing);
-        record.identity = Some(identity).filter(|_| !passing);
-        made
-    });
+    // It goes when the record is written.
+    let mut mark = None;
+    let made = match &identity {
+        Ok(identity) => {
+            row.file_bytes = i64::try_from(identity.bytes).ok();
+            let begun = places.mark(&key)?;
+            let made = match begun.ends {
+                MAX_ENDS.. => Err(Failure::passing(format!(
+                    "{}: {MAX_ENDS} runs ended while they were at work on it, so this one passed over it, and the next one tries again; look at it alone with `analyze FILE`: it may be cut off or rewritten meanwhile, on a bad disk, or need more memory than there is",
+                    input.shown()
+                ))),
+                _ => report(run, input, identity, fetched),
+            };
+            mark = Some(begun);
+            made
+        }
+        Err(failure) => Err(failure.clone()),
+    };
+    let identity = identity.ok();
     match made {
         Ok(report) => {
             row.take_report(&report);
             row.report = Some(format!("reports/{key}.json"));
-            record.findings = row::findings(&report);
+            row.cut();
+            record.findings = row::findings(&report, &row);
+            record.identity = identity;
             let mut text = report.to_json().map_err(|e| e.to_string())?;
             text.push('\n');
             drop(report);
             record.report_bytes = u64::try_from(text.len()).ok();
             places.write("reports", &key, text.as_bytes())?;
         }
+        // What is known of the capture stays, unless that was another one.
+        Err(failure)
+            if failure.passing
+                && old.as_ref().is_some_and(|old| {
+                    let same = identity.is_none() || old.identity == identity;
+                    old.identity.is_some() && same && places.report_bytes(&key) == old.report_bytes
+                }) =>
+        {
+            let record = Record {
+                passing: Some(failure.why),
+                ..old.unwrap_or_default()
+            };
+            places.write_record(&key, &record)?;
+            return Ok(false);
+        }
         Err(failure) => {
             row.error = Some(failure.why);
+            record.identity = identity.filter(|_| !failure.passing);
             // An older report would stand beside the error.
             let _ = std::fs::remove_file(places.path("reports", &key));
         }
     }
+    row.cut();
     record.row = row;
-    let text = serde_json::to_vec(&record).map_err(|e| e.to_string())?;
-    places.write("done", &key, &text)?;
+    places.write_record(&key, &record)?;
+    drop(mark);
     Ok(false)
 }
 
 fn identity(run: &Run, input: &Input) -> Result<Identity, Failure> {
-    let found = match input {
+    let work = || match input {
+        // What was found in a folder that can be read is among the inputs instead of it.
+        Input::File(path) if path.is_dir() => Err(folder::unread(path)),
         Input::File(path) => {
             Input::identity_of_file(path).map_err(|e| format!("{}: {e}", path.display()))
         }
         Input::Object(address) => run.object(address),
     };
-    found.map_err(|why| Failure { why, passing: true })
+    let found = golden::guarded(&input.shown(), work).and_then(|found| found);
+    found.map_err(Failure::passing)
 }
 
 /// Whether this build reads object stores.
@@ -309,7 +375,7 @@ fn report(
 ) -> Result<FailureDumpReportAny, Failure> {
     let work = || match input {
         Input::File(path) if golden::is_json(path) => {
-            golden::read_report(path).map_err(Failure::lasting)
+            golden::read_report(path).map_err(Failure::from)
         }
         Input::File(path) => {
             let open = |early| match early {
@@ -320,12 +386,7 @@ fn report(
         }
         Input::Object(address) => run.fetch(input, address, identity, fetched),
     };
-    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let name = input.shown();
-        Err(Failure::lasting(format!(
-            "{name}: the analyzer failed on it; please report that"
-        )))
-    })
+    golden::guarded(&input.shown(), work).unwrap_or_else(|why| Err(Failure::lasting(why)))
 }
 
 #[cfg(not(feature = "object-store"))]
@@ -355,7 +416,15 @@ impl Run {
     }
 
     fn object(&self, address: &str) -> Result<Identity, String> {
-        let facts = self.stores(address)?.facts(address)?;
+        let stores = self.stores(address)?;
+        if address.ends_with('/') {
+            // What was found in one that can be listed is among the inputs instead of it.
+            stores.list(address, input::MAX_INPUTS)?;
+            return Err(format!(
+                "{address}: it could not be listed before; run again"
+            ));
+        }
+        let facts = stores.facts(address)?;
         Ok(Identity {
             bytes: facts.bytes,
             changed: facts.changed,
@@ -370,14 +439,13 @@ impl Run {
         identity: &Identity,
         fetched: &Mutex<Fetched>,
     ) -> Result<FailureDumpReportAny, Failure> {
-        let passing = |why| Failure { why, passing: true };
         let facts = crate::source::ObjectFacts {
             bytes: identity.bytes,
             changed: identity.changed.clone(),
             etag: identity.etag.clone(),
         };
-        let stores = self.stores(address).map_err(passing)?;
-        let file: RangedFile = stores.file(address, &facts).map_err(passing)?;
+        let stores = self.stores(address).map_err(Failure::passing)?;
+        let file: RangedFile = stores.file(address, &facts).map_err(Failure::passing)?;
         let made = self.report(input, &|early| Image::open_ranged(&file, address, early));
         if let Ok(mut sum) = fetched.lock() {
             let traffic = file.traffic();
@@ -388,7 +456,7 @@ impl Run {
         }
         // What a report lacks because the line was cut is not what the capture lacks.
         match file.failure() {
-            Some(why) => Err(passing(format!("{address}: {why}"))),
+            Some(why) => Err(Failure::passing(format!("{address}: {why}"))),
             None => made,
         }
     }
@@ -406,20 +474,59 @@ impl Run {
             Input::Object(_) => None,
         };
         let made = golden::report_from(&input.shown(), file, open, &tables, &self.options);
-        made.map_err(|error| Failure {
+        made.map_err(Failure::from)
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self {
             // Tables can come later, beside the capture too.
             passing: matches!(error, OpenError::Io { .. } | OpenError::Tables(_)),
             why: error.to_string(),
-        })
+        }
     }
 }
 
 impl Failure {
+    const fn passing(why: String) -> Self {
+        Self { why, passing: true }
+    }
+
     fn lasting(why: String) -> Self {
         Self {
             why,
             passing: false,
         }
+    }
+}
+
+/// What a folder without a lock means: a warning where it cannot have one, as some network file
+/// systems cannot, else the end.
+fn unlocked(why: rustix::io::Errno, out: &Path) -> Result<String, String> {
+    use rustix::io::Errno;
+    let out = out.display();
+    match why {
+        Errno::WOULDBLOCK => Err(format!(
+            "{out}: another analyze batch is at work there; let it end, or use another folder or --shard"
+        )),
+        Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK => Ok(format!(
+            "{out}: it cannot be locked ({why}), so take care that no other analyze batch is at work there"
+        )),
+        _ => Err(format!("{out}: it cannot be locked: {why}")),
+    }
+}
+
+/// The mark of an input that this run is at work on. It goes with this, unless the process ends.
+struct Mark {
+    path: PathBuf,
+    /// How many runs have ended there before.
+    ends: u32,
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -432,7 +539,8 @@ struct Places {
 }
 
 impl Places {
-    fn prepare(run: &Run) -> Result<Self, String> {
+    /// Also a warning, where two runs at once would not be noticed.
+    fn prepare(run: &Run) -> Result<(Self, Option<String>), String> {
         let part = match run.shard {
             Shard::WHOLE => "unfinished".to_owned(),
             shard => format!("unfinished-{}-of-{}", shard.number, shard.total),
@@ -455,15 +563,37 @@ impl Places {
             .mode(0o600)
             .open(&path)
             .map_err(|e| say(&path, e))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
-            |_| {
-                format!(
-                    "{}: another analyze batch is at work there; let it end, or use another folder or --shard",
-                    run.out.display()
-                )
-            },
-        )?;
-        Ok(places(lock))
+        let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        let warning = match locked {
+            Ok(()) => None,
+            Err(why) => Some(unlocked(why, &run.out)?),
+        };
+        Ok((places(lock), warning))
+    }
+
+    fn mark_path(&self, key: &str) -> PathBuf {
+        self.unfinished.join(format!("begun-{key}"))
+    }
+
+    /// How many runs have ended in the middle of an input.
+    fn ends(&self, key: &str) -> u32 {
+        let mark = read_whole(&self.mark_path(key)).unwrap_or_default();
+        let count = std::str::from_utf8(&mark).ok();
+        count.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Marks an input as begun. A file that is cut off while it is mapped, or that lies on a bad
+    /// sector, ends the process with SIGBUS, which nothing here can catch; so can a lack of memory.
+    fn mark(&self, key: &str) -> Result<Mark, String> {
+        let path = self.mark_path(key);
+        let ends = self.ends(key);
+        let written = std::fs::write(&path, ends.saturating_add(1).to_string());
+        written.map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Mark { path, ends })
+    }
+
+    fn unmark(&self, key: &str) {
+        let _ = std::fs::remove_file(self.mark_path(key));
     }
 
     fn path(&self, folder: &str, key: &str) -> PathBuf {
@@ -475,10 +605,20 @@ impl Places {
         meta.ok().map(|meta| meta.len())
     }
 
-    fn record(&self, key: &str) -> Option<Record> {
-        let bytes = read_whole(&self.path("done", key)).ok()?;
-        let record: Record = serde_json::from_slice(&bytes).ok()?;
-        (record.version == RECORD_VERSION).then_some(record)
+    fn record(&self, key: &str) -> Result<Record, String> {
+        let path = self.path("done", key);
+        let bytes = read_whole(&path)?;
+        let say = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+        let record: Record = serde_json::from_slice(&bytes).map_err(|e| say(&e))?;
+        match record.version {
+            RECORD_VERSION => Ok(record),
+            found => Err(say(&format!("version {found}, expected {RECORD_VERSION}"))),
+        }
+    }
+
+    fn write_record(&self, key: &str, record: &Record) -> Result<(), String> {
+        let text = serde_json::to_vec(record).map_err(|e| e.to_string())?;
+        self.write("done", key, &text)
     }
 
     /// Begins a file that has its name only after [`publish`](Self::publish).
@@ -530,12 +670,19 @@ impl Places {
         }
         let mut groups: BTreeMap<String, Group> = BTreeMap::new();
         for input in inputs {
-            let Some(record) = self.record(&input.key()) else {
-                return Err(format!(
-                    "{}: it has gone while this run was at work; run again",
-                    self.path("done", &input.key()).display()
-                ));
-            };
+            let mut record = self.record(&input.key()).unwrap_or_else(|why| Record {
+                row: CaptureRow {
+                    input: input.shown(),
+                    analyzer: ANALYZER.to_owned(),
+                    error: Some(format!("what is known of it cannot be read again: {why}")),
+                    ..CaptureRow::default()
+                },
+                ..Record::default()
+            });
+            if let Some(why) = record.passing.take() {
+                record.row.error = Some(why);
+                record.row.cut();
+            }
             for table in &mut tables {
                 table.add(&record.row, &record.findings)?;
             }
@@ -567,7 +714,10 @@ impl Outcome {
         }
         self.reports += 1;
         let Some(signature) = row.signature.clone() else {
-            self.healthy += 1;
+            match row.schema.as_deref() {
+                Some(SCHEMA_DEGRADED) => self.degraded += 1,
+                _ => self.healthy += 1,
+            }
             return;
         };
         let group = groups.entry(signature.clone()).or_insert_with(|| Group {
@@ -579,5 +729,41 @@ impl Outcome {
         if group.inputs.len() < SHOWN {
             group.inputs.push(row.input);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_that_another_has_is_told_from_one_that_cannot_be() {
+        let said = |why| unlocked(why, Path::new("out"));
+        let another = said(Errno::WOULDBLOCK).unwrap_err();
+        assert!(another.contains("another analyze batch"), "{another}");
+        let other = said(Errno::IO).unwrap_err();
+        assert!(other.starts_with("out: it cannot be locked: "), "{other}");
+        assert!(!other.contains("another"), "{other}");
+        for none in [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK] {
+            assert!(said(none).unwrap().contains("take care that no other"));
+        }
+    }
+
+    #[test]
+    fn a_capture_that_was_given_up_is_not_one_without_a_failure() {
+        let mut outcome = Outcome::default();
+        for schema in ["single", "degraded", "dual", "degraded", "degraded"] {
+            let row = CaptureRow {
+                schema: Some(schema.to_owned()),
+                ..CaptureRow::default()
+            };
+            outcome.add(row, &mut BTreeMap::new());
+        }
+        assert_eq!(
+            (outcome.reports, outcome.healthy, outcome.degraded),
+            (5, 2, 3)
+        );
     }
 }

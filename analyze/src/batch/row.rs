@@ -5,6 +5,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::signature::{self, Signature};
 
+/// Rows of one capture at most; the column `findings` counts all.
+const MAX_FINDINGS: usize = 1000;
+/// Bytes of a text in the table at most, but for an input's name.
+const MAX_TEXT: usize = 4096;
+/// Bytes of all texts in one capture's rows at most. A finding alone has fewer.
+const MAX_TEXTS: usize = 4 << 20;
+
+/// A text as the table has it: not longer than [`MAX_TEXT`]. Reports can come from anywhere, and a
+/// table repeats what it has of a capture in each row.
+fn cut(text: &mut String) {
+    const MARK: char = '…';
+    if text.len() > MAX_TEXT {
+        let mut end = MAX_TEXT - MARK.len_utf8();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push(MARK);
+    }
+}
+
 /// A value of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cell<'a> {
@@ -168,6 +189,38 @@ impl CaptureRow {
         self.anomalies = number(own.anomalies.len());
     }
 
+    /// Shortens what is too long for a table.
+    pub(super) fn cut(&mut self) {
+        let texts = [
+            &mut self.error,
+            &mut self.digest,
+            &mut self.kernel_release,
+            &mut self.kernel_build_id,
+            &mut self.trigger,
+            &mut self.scheduler,
+            &mut self.scheduler_state,
+            &mut self.exit_kind_name,
+            &mut self.exit_reason,
+            &mut self.exit_msg,
+            &mut self.starved_comm,
+            &mut self.starved_on,
+            &mut self.verdict,
+            &mut self.verdict_confidence,
+            &mut self.program,
+            &mut self.line,
+        ];
+        texts.into_iter().flatten().for_each(cut);
+    }
+
+    /// Bytes of the texts in a row of this capture.
+    fn text_bytes(&self) -> usize {
+        let bytes = |(_, cell): &(&str, Cell<'_>)| match cell {
+            Cell::Text(Some(text)) => text.len(),
+            _ => 0,
+        };
+        self.columns(None).iter().map(bytes).sum()
+    }
+
     /// The columns of a row, in the order of the table: of the capture, and of one of its findings.
     #[must_use]
     pub fn columns<'a>(
@@ -228,15 +281,80 @@ impl CaptureRow {
     }
 }
 
-/// The findings of a report, for the table.
+/// The findings of a report, for the table, beside the capture's own row.
 #[must_use]
-pub(super) fn findings(report: &FailureDumpReportAny) -> Vec<FindingRow> {
+pub(super) fn findings(report: &FailureDumpReportAny, row: &CaptureRow) -> Vec<FindingRow> {
     let own = signature::subject(report).and_then(|report| report.postmortem.as_deref());
     let findings = own.map_or(&[][..], |own| &own.findings);
-    let rows = findings.iter().map(|finding| FindingRow {
-        rule: finding.rule.clone(),
-        confidence: finding.confidence.clone(),
-        what: finding.what.clone(),
+    let mut room = MAX_TEXTS;
+    let capture = row.text_bytes();
+    let rows = findings.iter().take(MAX_FINDINGS).map_while(|finding| {
+        let mut row = FindingRow {
+            rule: finding.rule.clone(),
+            confidence: finding.confidence.clone(),
+            what: finding.what.clone(),
+        };
+        let texts = [&mut row.rule, &mut row.confidence, &mut row.what];
+        let own: usize = texts
+            .into_iter()
+            .map(|text| {
+                cut(text);
+                text.len()
+            })
+            .sum();
+        room = room.checked_sub(capture.saturating_add(own))?;
+        Some(row)
     });
     rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use scx_postmortem_format::report::{FailureDumpReport, Finding};
+
+    use super::*;
+
+    fn rows(findings: Vec<Finding>) -> (CaptureRow, Vec<FindingRow>) {
+        let own = PostmortemReport {
+            findings,
+            ..PostmortemReport::default()
+        };
+        let report = FailureDumpReport {
+            postmortem: Some(Box::new(own)),
+            ..FailureDumpReport::default()
+        };
+        let report = FailureDumpReportAny::from(report);
+        let mut row = CaptureRow::default();
+        row.take_report(&report);
+        row.cut();
+        let findings = super::findings(&report, &row);
+        (row, findings)
+    }
+
+    fn finding(rule: &str, what: String) -> Finding {
+        Finding {
+            rule: rule.to_owned(),
+            what,
+            ..Finding::default()
+        }
+    }
+
+    #[test]
+    fn a_report_from_anywhere_cannot_fill_the_table() {
+        let many = vec![finding("many", "x".to_owned()); 5000];
+        let (row, findings) = rows(many);
+        assert_eq!((row.findings, findings.len()), (Some(5000), MAX_FINDINGS));
+        // Three bytes a character: the cut is between two.
+        let (row, findings) = rows(vec![finding(&"→".repeat(3000), "→".repeat(1 << 20))]);
+        let verdict = row.verdict.unwrap();
+        assert_eq!((verdict.len(), &verdict), (MAX_TEXT - 1, &findings[0].rule));
+        assert!(verdict.ends_with("→…"), "{verdict}");
+        assert_eq!(findings[0].what.len(), MAX_TEXT - 1);
+        // What each row repeats counts.
+        let (_, findings) = rows(vec![finding(&"r".repeat(4096), "w".repeat(4096)); 1000]);
+        // The verdict, the rule, the sentence, the schema and the signature.
+        assert_eq!(findings.len(), MAX_TEXTS / (3 * 4096 + 6 + 18));
+        let (_, findings) = rows(vec![finding("r", "w".repeat(4096)); 2]);
+        assert_eq!(findings[1].what.len(), 4096);
+    }
 }

@@ -86,8 +86,10 @@ mod parquet_table {
 
     use super::{CaptureRow, Cell, FindingRow, Table, each};
 
-    /// Rows that are held before they are written: what bounds the memory of a long table.
+    /// Rows that are held before they are written, and bytes of their texts: what bounds the memory
+    /// of a long table.
     const GROUP_ROWS: usize = 4096;
+    const GROUP_BYTES: usize = 16 << 20;
 
     /// The values of one column that are not written yet.
     enum Held {
@@ -101,6 +103,7 @@ mod parquet_table {
         out: Option<SerializedFileWriter<W>>,
         held: Vec<Held>,
         rows: usize,
+        bytes: usize,
     }
 
     impl<W: Write + Send> Columns<W> {
@@ -140,6 +143,7 @@ mod parquet_table {
                 out: Some(out.map_err(|e| e.to_string())?),
                 held,
                 rows: 0,
+                bytes: 0,
             })
         }
 
@@ -178,6 +182,7 @@ mod parquet_table {
             };
             write().map_err(|e| e.to_string())?;
             self.rows = 0;
+            self.bytes = 0;
             Ok(())
         }
     }
@@ -188,7 +193,8 @@ mod parquet_table {
                 for ((_, cell), held) in capture.columns(finding).into_iter().zip(&mut self.held) {
                     match (cell, held) {
                         (Cell::Text(text), Held::Texts(texts)) => {
-                            texts.push(text.map(ByteArray::from))
+                            self.bytes += text.map_or(0, str::len);
+                            texts.push(text.map(ByteArray::from));
                         }
                         (Cell::Number(number), Held::Numbers(numbers)) => numbers.push(number),
                         // Columns have one type in all rows.
@@ -196,7 +202,7 @@ mod parquet_table {
                     }
                 }
                 self.rows += 1;
-                if self.rows >= GROUP_ROWS {
+                if self.rows >= GROUP_ROWS || self.bytes >= GROUP_BYTES {
                     self.write_group()?;
                 }
                 Ok(())

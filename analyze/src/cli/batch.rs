@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use clap::Args;
 use scx_postmortem_analyze::analysis::Options;
+#[cfg(feature = "object-store")]
+use scx_postmortem_analyze::batch::input::MAX_INPUTS;
 use scx_postmortem_analyze::batch::input::{Input, expand, of_list};
 use scx_postmortem_analyze::batch::{self, Group, Outcome, Run, Shard};
 use scx_postmortem_analyze::source;
@@ -105,13 +107,17 @@ fn listed(inputs: Vec<Input>, stores: &mut Option<Stores>) -> Result<Vec<Input>,
             let opened = Stores::new();
             *stores = Some(opened.map_err(|e| Failure(exit::OUTPUT, format!("no threads: {e}")))?);
         }
+        if all.len() > MAX_INPUTS {
+            // `expand` says so.
+            break;
+        }
         match stores.as_ref().filter(|_| address.ends_with('/')) {
             None => all.push(input),
-            Some(stores) => {
-                let names = stores.list(address);
-                let names = names.map_err(|why| Failure(exit::UNUSABLE_FILE, why))?;
-                all.extend(names.into_iter().map(Input::Object));
-            }
+            // One that cannot be listed stays, and becomes an error of its own.
+            Some(stores) => match stores.list(address, MAX_INPUTS) {
+                Ok(names) => all.extend(names.into_iter().map(Input::Object)),
+                Err(_) => all.push(input),
+            },
         }
     }
     Ok(all)
@@ -153,6 +159,9 @@ pub(super) fn run(args: &BatchArgs) -> Result<u8, Failure> {
     });
     progress.clear();
     let outcome = outcome.map_err(|why| Failure(exit::OUTPUT, why))?;
+    for warning in &outcome.warnings {
+        eprintln!("analyze: {}", Escaped(warning));
+    }
     print(&[&text(&outcome)])?;
     if std::io::stderr().is_terminal() {
         let seconds = began.elapsed().as_secs_f64();
@@ -216,6 +225,9 @@ fn text(outcome: &Outcome) -> String {
     }
     if outcome.healthy > 0 {
         let _ = writeln!(text, "{:>6}  without a failure", outcome.healthy);
+    }
+    if outcome.degraded > 0 {
+        let _ = writeln!(text, "{:>6}  given up while captured", outcome.degraded);
     }
     for table in &outcome.tables {
         let _ = writeln!(text, "{}", Escaped(&table.display().to_string()));

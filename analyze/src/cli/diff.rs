@@ -7,7 +7,7 @@ use scx_postmortem_analyze::analysis;
 use scx_postmortem_analyze::diff::compare_reports;
 use scx_postmortem_format::report::{FailureDumpReport, FailureDumpReportAny};
 
-use super::{Failure, InputArgs, Opened, emit, exit};
+use super::{Failure, InputArgs, Opened, emit, exit, may_emit};
 
 /// What `analyze diff` is given.
 #[derive(Args)]
@@ -26,13 +26,20 @@ pub(super) struct DiffArgs {
     input: InputArgs,
 }
 
-/// A report, the early half of a dual one or the late one.
-fn report(args: &DiffArgs, file: &Path, early: bool) -> Result<FailureDumpReport, Failure> {
+/// A report, the early half of a dual one or the late one. `code` becomes what is told of its file.
+fn report(
+    args: &DiffArgs,
+    file: &Path,
+    early: bool,
+    code: &mut u8,
+) -> Result<FailureDumpReport, Failure> {
     let refuse = |why: String| {
         let sentence = format!("{}: {why}", file.display());
         Err(Failure(exit::UNUSABLE_FILE, sentence))
     };
-    match args.input.open(file, early)? {
+    let opened = args.input.open(file, early)?;
+    *code = opened.warn(file).max(*code);
+    match opened {
         Opened::Kernel(kernel, _) => Ok(analysis::analyze(&kernel, &args.input.options())),
         Opened::Report(any) => match *any {
             FailureDumpReportAny::Single(report) if !early => Ok(*report),
@@ -60,10 +67,13 @@ fn report(args: &DiffArgs, file: &Path, early: bool) -> Result<FailureDumpReport
 }
 
 pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
+    let inputs: Vec<&Path> = std::iter::once(&*args.a).chain(args.b.as_deref()).collect();
+    may_emit(args.output.as_deref(), &inputs)?;
     let name = |file: &Path| {
         let name = file.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     };
+    let mut code = exit::OK;
     let (a, b, names) = match &args.b {
         Some(b) => {
             let mut names = [name(&args.a), name(b)];
@@ -75,14 +85,14 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
                 *other = b.display().to_string();
             }
             (
-                report(args, &args.a, false)?,
-                report(args, b, false)?,
+                report(args, &args.a, false, &mut code)?,
+                report(args, b, false, &mut code)?,
                 names,
             )
         }
         None => (
-            report(args, &args.a, true)?,
-            report(args, &args.a, false)?,
+            report(args, &args.a, true, &mut code)?,
+            report(args, &args.a, false, &mut code)?,
             ["early".to_owned(), "late".to_owned()],
         ),
     };
@@ -95,5 +105,5 @@ pub(super) fn run(args: &DiffArgs) -> Result<u8, Failure> {
         diff.to_string()
     };
     emit(args.output.as_deref(), &text)?;
-    Ok(exit::OK)
+    Ok(code)
 }

@@ -89,13 +89,7 @@ pub(super) fn with_session<T>(
 
 pub(super) fn run(args: &QueryArgs) -> Result<u8, Failure> {
     let opened = args.input.open(&args.file, args.early)?;
-    let torn = matches!(opened, Opened::Kernel(_, true));
-    if torn {
-        eprintln!(
-            "analyze: {}: the capture was given up, so its memory may be torn",
-            args.file.display()
-        );
-    }
+    let code = opened.warn(&args.file);
     let failed = with_session(opened, &args.input, args.early, |session| {
         if args.json {
             as_json(session, &args.expressions)
@@ -103,11 +97,7 @@ pub(super) fn run(args: &QueryArgs) -> Result<u8, Failure> {
             as_text(session, &args.expressions)
         }
     })?;
-    Ok(match (failed, torn) {
-        (true, _) => 2,
-        (false, true) => exit::DEGRADED,
-        (false, false) => exit::OK,
-    })
+    Ok(if failed { 2 } else { code })
 }
 
 /// Prints the answers; errors go to standard error. Whether there was one.

@@ -59,12 +59,14 @@ impl Helper for Names<'_> {}
 
 pub(super) fn run(args: &ShellArgs) -> Result<u8, Failure> {
     let opened = args.input.open(&args.file, args.early)?;
+    let code = opened.warn(&args.file);
     with_session(opened, &args.input, args.early, |session| {
         talk(session, args)
-    })
+    })?;
+    Ok(code)
 }
 
-fn talk(session: &Session<'_>, args: &ShellArgs) -> Result<u8, Failure> {
+fn talk(session: &Session<'_>, args: &ShellArgs) -> Result<(), Failure> {
     let broken = |e: ReadlineError| Failure(exit::OUTPUT, format!("the terminal: {e}"));
     let config = Config::builder()
         .completion_type(CompletionType::List)
@@ -95,5 +97,5 @@ fn talk(session: &Session<'_>, args: &ShellArgs) -> Result<u8, Failure> {
     if let Some(history) = &args.history {
         editor.save_history(history).map_err(broken)?;
     }
-    Ok(exit::OK)
+    Ok(())
 }

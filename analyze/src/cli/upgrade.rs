@@ -81,6 +81,7 @@ fn capture(file: &Path, write: bool) -> Result<String, Failure> {
         Upgrade::Start(_) => Ok(format!(
             "{old}: --write makes it {VERSION_MAJOR}.{VERSION_MINOR}"
         )),
+        Upgrade::Impossible(why) if write => Err(unusable(&format!("{old}: not upgraded: {why}"))),
         Upgrade::Impossible(why) => Ok(format!("{old}: not upgraded: {why}")),
         _ => Ok(format!("{old}: current, nothing to upgrade")),
     }

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 
 use scx_postmortem_format::report::{
     EarlyLateDiff, EntriesChange, EntryChange, FailureDumpMap, FailureDumpReport, Hex, KernelInfo,
-    PostmortemReport, RenderedValue, StorageOwner, ValueChange, VariableChange,
+    MapInfo, PostmortemReport, RenderedValue, StorageOwner, ValueChange, VariableChange,
 };
+
+use super::firsts;
 
 /// Variables that are listed.
 const MAX_VARIABLES: usize = 200;
@@ -87,6 +89,7 @@ pub(super) fn compare(
         elapsed_ns: diff.elapsed_ns,
         pointers: Cell::new(0),
     };
+    let infos = owns.map(|own| firsts(&own.maps, |info| info.kva.0));
     let mut before = paired(early, diff.other_boot);
     let mut variables = 0usize;
     let mut more_maps = 0usize;
@@ -114,7 +117,7 @@ pub(super) fn compare(
             ));
             continue;
         }
-        let sides = [Side::new(was, owns[0]), Side::new(map, owns[1])];
+        let sides = [Side::new(was, &infos[0]), Side::new(map, &infos[1])];
         if let Some(changes) = values.entries(map, &sides) {
             if diff.entries.len() < MAX_MAPS {
                 diff.entries.push(changes);
@@ -175,8 +178,8 @@ struct Side<'r> {
 }
 
 impl<'r> Side<'r> {
-    fn new(map: &'r FailureDumpMap, own: &'r PostmortemReport) -> Self {
-        let info = own.maps.iter().find(|info| info.kva.0 == map.map_kva);
+    fn new(map: &'r FailureDumpMap, infos: &HashMap<u64, &'r MapInfo>) -> Self {
+        let info = infos.get(&map.map_kva);
         let owners = info.map(|info| info.owners.as_slice());
         let owners = owners.filter(|owners| owners.len() == map.entries.len());
         let owners = owners.unwrap_or_default();

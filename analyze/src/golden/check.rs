@@ -13,16 +13,15 @@ use std::time::{Duration, Instant};
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use serde_json::{Map, Value};
 
-use super::{Golden, Redaction, report_of};
+use super::{Golden, Redaction, guarded, report_of};
 use crate::analysis::Options;
+use crate::folder::{Item, walk};
 use crate::source::read_whole;
 
 /// How the names of captures end.
 const CAPTURE: &str = ".core.zst";
 /// How the names of golden reports end.
 const GOLDEN: &str = ".golden.json";
-/// Folders within each other that are looked into.
-const MAX_DEPTH: usize = 32;
 /// Captures of one folder.
 const MAX_CAPTURES: usize = 1 << 20;
 /// Changes of one report that are listed.
@@ -114,32 +113,33 @@ pub enum Task {
     Bless(Settings),
 }
 
-/// The captures below a folder, by name.
+/// The captures below a folder, by name, also those of which only the golden report is left: that
+/// one is not passed over.
 ///
 /// # Errors
-/// When a folder cannot be read.
+/// When a folder cannot be read, or there are more than are checked at once.
 pub fn captures(dir: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut found = Vec::new();
-    let mut folders = vec![(dir.to_owned(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        let say = |e: std::io::Error| format!("{}: {e}", folder.display());
-        for entry in std::fs::read_dir(&folder).map_err(say)? {
-            let entry = entry.map_err(say)?;
-            let kind = entry.file_type().map_err(say)?;
-            let path = entry.path();
-            // Links are not followed: they can lead in circles.
-            if kind.is_dir() && depth < MAX_DEPTH {
-                folders.push((path, depth + 1));
-            } else if kind.is_file()
-                && path.to_string_lossy().ends_with(CAPTURE)
-                && found.len() < MAX_CAPTURES
-            {
-                found.push(path);
-            }
+    let mut found = BTreeSet::new();
+    walk(dir, &mut |item| {
+        let path = match item {
+            Item::File(path) => path,
+            Item::Unread(_, why) => return Err(why),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(CAPTURE) {
+            found.insert(path);
+        } else if let Some(stem) = name.strip_suffix(GOLDEN) {
+            found.insert(path.with_file_name(format!("{stem}{CAPTURE}")));
         }
-    }
-    found.sort();
-    Ok(found)
+        match found.len() {
+            0..=MAX_CAPTURES => Ok(()),
+            _ => Err(format!(
+                "{}: more than {MAX_CAPTURES} captures are below it; check its folders one by one",
+                dir.display()
+            )),
+        }
+    })?;
+    Ok(found.into_iter().collect())
 }
 
 /// Runs a task over captures, `jobs` at a time, each with one thread: what one capture needs is
@@ -152,6 +152,17 @@ pub fn run(
     task: &Task,
     kernel_tables: Option<&Path>,
     jobs: usize,
+    done: &(dyn Fn(usize) + Sync),
+) -> Vec<Case> {
+    let work = |path: &Path| one(path, task, kernel_tables);
+    each(dir, captures, jobs, &work, done)
+}
+
+fn each(
+    dir: &Path,
+    captures: &[PathBuf],
+    jobs: usize,
+    work: &(dyn Fn(&Path) -> Result<Outcome, String> + Sync),
     done: &(dyn Fn(usize) + Sync),
 ) -> Vec<Case> {
     let next = AtomicUsize::new(0);
@@ -168,14 +179,15 @@ pub fn run(
                         break;
                     };
                     let began = Instant::now();
-                    let work = || one(path, task, kernel_tables);
+                    let name = path.strip_prefix(dir).unwrap_or(path);
+                    let name = name.display().to_string();
+                    let work = || guarded(&name, || work(path)).and_then(|outcome| outcome);
                     let outcome = match &pool {
                         Ok(pool) => pool.install(work),
                         Err(_) => work(),
                     };
-                    let name = path.strip_prefix(dir).unwrap_or(path);
                     let case = Case {
-                        name: name.display().to_string(),
+                        name,
                         outcome: outcome.unwrap_or_else(Outcome::Failed),
                         time: began.elapsed(),
                     };
@@ -207,6 +219,12 @@ fn one(path: &Path, task: &Task, kernel_tables: Option<&Path>) -> Result<Outcome
         Ok(false) => None,
         Err(e) => return Err(format!("{}: {e}", beside.display())),
     };
+    if wanted.is_some() && std::fs::exists(path).is_ok_and(|exists| !exists) {
+        return Err(format!(
+            "{}: there is a golden report, and the capture beside it is gone; bring it back, or remove the report",
+            beside.display()
+        ));
+    }
     match task {
         Task::Check => {
             let Some(wanted) = wanted else {
@@ -451,6 +469,22 @@ mod tests {
         let (text, count) = changes(&was, &now);
         assert_eq!(count, 100);
         assert!(text.ends_with("and 60 more differences"), "{text}");
+    }
+
+    #[test]
+    fn a_fault_of_ours_costs_that_capture_alone() {
+        let names = ["a.core.zst", "b.core.zst", "c.core.zst"].map(PathBuf::from);
+        let work = |path: &Path| {
+            assert_ne!(path, Path::new("b.core.zst"));
+            Ok(Outcome::Same)
+        };
+        let cases = each(Path::new(""), &names, 2, &work, &|_| ());
+        let outcomes: Vec<_> = cases.into_iter().map(|case| case.outcome).collect();
+        let failed = "b.core.zst: the analyzer failed on it; please report that".to_owned();
+        assert_eq!(
+            outcomes,
+            [Outcome::Same, Outcome::Failed(failed), Outcome::Same]
+        );
     }
 
     #[test]

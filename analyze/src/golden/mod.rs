@@ -26,7 +26,7 @@ use crate::analysis::{self, Options};
 use crate::degraded;
 use crate::error::OpenError;
 use crate::kernel::{Kernel, Overrides};
-use crate::source::Image;
+use crate::source::{Image, read_up_to_limit};
 use crate::tables::{self, Fault};
 
 /// What is replaced in a golden report.
@@ -170,7 +170,7 @@ pub fn report_of(
     options: &Options,
 ) -> Result<FailureDumpReportAny, String> {
     if is_json(path) {
-        return read_report(path);
+        return read_report(path).map_err(|e| e.to_string());
     }
     let open = |early| match early {
         false => Image::open(path),
@@ -181,14 +181,29 @@ pub fn report_of(
     report_from(&name, Some(path), &open, &tables, options).map_err(|e| e.to_string())
 }
 
+/// Does what a capture is given to. A fault of ours that it leads to costs that capture alone.
+pub(crate) fn guarded<T>(name: &str, work: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .map_err(|_| format!("{name}: the analyzer failed on it; please report that"))
+}
+
 /// The report in a file of JSON.
 ///
 /// # Errors
-/// One sentence that names the file.
-pub fn read_report(path: &Path) -> Result<FailureDumpReportAny, String> {
-    let bytes = crate::source::read_whole(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-    FailureDumpReportAny::parse(text).map_err(|e| format!("{}: {e}", path.display()))
+/// [`OpenError::Io`] when it cannot be read, [`OpenError::Report`] when it is none.
+pub fn read_report(path: &Path) -> Result<FailureDumpReportAny, OpenError> {
+    let name = || path.display().to_string();
+    let none = |cause: String| OpenError::Report {
+        path: name(),
+        cause,
+    };
+    let bytes = read_up_to_limit(path).map_err(|cause| OpenError::Io {
+        path: name(),
+        cause,
+    })?;
+    let bytes = bytes.map_err(none)?;
+    let text = std::str::from_utf8(&bytes).map_err(|e| none(e.to_string()))?;
+    FailureDumpReportAny::parse(text).map_err(|e| none(e.to_string()))
 }
 
 /// The report of an image as the command makes it: of both halves of a dual one, and the short one
@@ -215,7 +230,11 @@ pub fn report_from(
     if !dual {
         return Ok(analysis::analyze(&late, options).into());
     }
-    let early = open(true).map_err(|e| e.to_string());
+    let early = match open(true) {
+        // That says nothing of the capture, whose report it would stay in.
+        Err(unread @ OpenError::Io { .. }) => return Err(unread),
+        early => early.map_err(|e| e.to_string()),
+    };
     let early = early.and_then(|image| match degraded::report(&image) {
         Some(report) => Err(reasons::early_degraded(&report.reason)),
         None => kernel_of(image).map_err(|e| e.to_string()),
@@ -256,4 +275,42 @@ pub fn is_json(file: &Path) -> bool {
     let read = crate::source::open_regular(file).and_then(|mut file| file.read(&mut start));
     let start = start.get(..read.unwrap_or(0)).unwrap_or_default();
     start.trim_ascii_start().first() == Some(&b'{')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_early_half_that_cannot_be_read_now_is_not_said_to_be_unusable() {
+        let findings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/findings");
+        let tables = findings.join("kernel-7.3.tables.zst");
+        let capture = findings.join("fifo.core.zst");
+        let report = |early: fn() -> OpenError| {
+            let open = |is_early| match is_early {
+                true => Err(early()),
+                false => Image::open(&capture).map(|image| Image {
+                    early: true,
+                    ..image
+                }),
+            };
+            report_from("fifo", None, &open, &[&tables], &Options::default())
+        };
+        let unread = report(|| OpenError::Io {
+            path: "fifo".into(),
+            cause: std::io::Error::other("the line is cut"),
+        });
+        assert_eq!(unread.unwrap_err().to_string(), "fifo: the line is cut");
+        let damaged = report(|| OpenError::Capture {
+            path: "fifo".into(),
+            cause: "it is damaged".into(),
+        });
+        let FailureDumpReportAny::Dual(dual) = damaged.unwrap() else {
+            panic!("it is a dual one");
+        };
+        assert_eq!(
+            dual.early_skipped_reason.as_deref(),
+            Some("fifo: it is damaged")
+        );
+    }
 }

@@ -819,9 +819,13 @@ impl<'s> Eval<'s> {
                     let inside = n >= 0 && (n < i128::from(array.len) || array.len <= 1);
                     let index = u64::try_from(n).ok().filter(|_| inside);
                     let index = index.ok_or_else(|| {
+                        let name = object.type_name();
                         at(
                             span,
-                            format!("{} has elements 0 to {}", object.type_name(), array.len - 1),
+                            match array.len {
+                                0 | 1 => format!("{name} has no elements before 0"),
+                                len => format!("{name} has elements 0 to {}", len - 1),
+                            },
                         )
                     })?;
                     return object

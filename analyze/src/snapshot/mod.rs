@@ -31,6 +31,8 @@ mod field;
 mod map;
 pub mod pickers;
 
+use std::collections::HashMap;
+
 use scx_postmortem_format::report::{
     CgroupPsiStat, DsqState, EventCounterSample, FailureDumpMap, FailureDumpReport,
     PerCpuTimeStats, PerNodeNumaStats, ProbeBssCounters, ProgRuntimeStats, RqScxState,
@@ -288,21 +290,18 @@ impl<'a> Snapshot<'a> {
     /// no global sections, or those of several schedulers and nothing says which one runs.
     pub fn active(&self) -> SnapshotResult<Self> {
         self.not_a_placeholder()?;
-        // By object, how often it has each section, in the order in which they were found. Names
-        // are the guest's, and a guest has few objects.
+        // By object, how often it has each section, in the order in which they were found.
         let mut objects: Vec<(&'a str, [usize; 3])> = Vec::new();
+        let mut places: HashMap<&'a str, usize> = HashMap::new();
         for map in self.report.maps.iter().filter(|map| is_section(map)) {
             let object = object_of(&map.name);
             if object.is_empty() {
                 continue;
             }
-            let place = match objects.iter().position(|(name, _)| *name == object) {
-                Some(place) => place,
-                None => {
-                    objects.push((object, [0; 3]));
-                    objects.len() - 1
-                }
-            };
+            let place = *places.entry(object).or_insert_with(|| {
+                objects.push((object, [0; 3]));
+                objects.len() - 1
+            });
             let counts = objects.get_mut(place).map(|(_, counts)| counts);
             let suffix = map.name.get(object.len()..).unwrap_or_default();
             for (section, count) in SECTIONS.iter().zip(counts.into_iter().flatten()) {

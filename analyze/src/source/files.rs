@@ -29,20 +29,23 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 /// # Errors
 /// A sentence that names the file.
 pub fn read_whole(path: &Path) -> Result<Vec<u8>, String> {
-    let named = |e: io::Error| format!("{}: {e}", path.display());
+    let named = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    let bytes = read_up_to_limit(path).map_err(|e| named(&e))?;
+    bytes.map_err(|why| named(&why))
+}
+
+/// The same, where it matters whether the file could not be read or is too long: then the inner
+/// error says so.
+pub(crate) fn read_up_to_limit(path: &Path) -> io::Result<Result<Vec<u8>, String>> {
     let mut bytes = Vec::new();
-    let file = open_regular(path).map_err(named)?;
+    let file = open_regular(path)?;
     // One more than the limit, so that a longer file is noticed.
-    file.take(MAX_WHOLE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(named)?;
-    if to_u64(bytes.len()) > MAX_WHOLE {
-        return Err(format!(
-            "{}: is longer than {MAX_WHOLE} bytes",
-            path.display()
-        ));
-    }
-    Ok(bytes)
+    file.take(MAX_WHOLE + 1).read_to_end(&mut bytes)?;
+    Ok(if to_u64(bytes.len()) > MAX_WHOLE {
+        Err(format!("is longer than {MAX_WHOLE} bytes"))
+    } else {
+        Ok(bytes)
+    })
 }
 
 fn vmlinux(path: &Path) -> Result<FileBytes, String> {

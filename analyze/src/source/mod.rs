@@ -17,6 +17,7 @@ use std::path::Path;
 
 pub use self::capture::TORN;
 pub use self::elf::ElfCore;
+pub(crate) use self::files::read_up_to_limit;
 pub use self::files::{
     btf_of_vmlinux, open_regular, read_whole, symbols_of_system_map, symbols_of_vmlinux,
 };

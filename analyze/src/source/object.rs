@@ -96,8 +96,10 @@ impl Stores {
         if let Some(store) = key.and_then(|key| open.get(key)) {
             return Ok((store.clone(), path));
         }
-        let set =
-            std::env::vars().filter(|(name, _)| VARIABLES.iter().any(|v| name.starts_with(v)));
+        // A variable that is no text is not one of them, and `vars` would panic on it.
+        let set = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| VARIABLES.iter().any(|v| name.starts_with(v)));
         let plain = (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned()));
         let (store, path) = parse_url_opts(&url, set.chain(plain)).map_err(|e| say(&e))?;
         let store: Arc<dyn ObjectStore> = store.into();
@@ -127,8 +129,7 @@ impl Stores {
         Ok(RangedFile::new(Box::new(Object {
             store,
             path,
-            bytes: facts.bytes,
-            etag: facts.etag.clone(),
+            facts: facts.clone(),
             handle: self.runtime.handle().clone(),
         })))
     }
@@ -136,18 +137,43 @@ impl Stores {
     /// The captures below an address that ends with a slash.
     ///
     /// # Errors
-    /// A sentence that names it.
-    pub fn list(&self, address: &str) -> Result<Vec<String>, String> {
+    /// A sentence that names it, also when there are more than `most`.
+    pub fn list(&self, address: &str, most: usize) -> Result<Vec<String>, String> {
         let (store, path) = self.store(address)?;
         let folder = Url::parse(address).map_err(|e| format!("{address}: {e}"))?;
-        let all = self
+        let names = store.list(Some(&path)).map_ok(|meta| meta.location);
+        let found = self
             .runtime
-            .block_on(store.list(Some(&path)).try_collect::<Vec<_>>());
-        let all = all.map_err(|e| format!("{address}: it cannot be listed: {e}"))?;
-        let names = all.into_iter().map(|meta| meta.location);
-        let captures = names.filter(|name| name.as_ref().ends_with(".core.zst"));
-        let below = captures.filter_map(|name| address_of(&folder, &name, &path));
-        Ok(below.collect())
+            .block_on(captures(names, &folder, &path, most))
+            .map_err(|why| format!("{address}: {why}"))?;
+        Ok(found)
+    }
+}
+
+/// The addresses of the captures in a list, of which no more is held than these.
+async fn captures<E: std::fmt::Display>(
+    mut names: impl TryStream<Ok = Path, Error = E> + Unpin,
+    folder: &Url,
+    prefix: &Path,
+    most: usize,
+) -> Result<Vec<String>, String> {
+    let mut found = Vec::new();
+    loop {
+        let name = match names.try_next().await {
+            Ok(Some(name)) => name,
+            Ok(None) => return Ok(found),
+            Err(e) => return Err(format!("it cannot be listed: {e}")),
+        };
+        if !name.as_ref().ends_with(".core.zst") {
+            continue;
+        }
+        if found.len() >= most {
+            return Err(format!(
+                "more than {most} captures are below it; use several runs, each with a folder of its own"
+            ));
+        }
+        let address = address_of(folder, &name, prefix);
+        found.push(address.ok_or_else(|| format!("{name}: this name in it has no address"))?);
     }
 }
 
@@ -167,6 +193,35 @@ fn address_of(folder: &Url, name: &Path, prefix: &Path) -> Option<String> {
     Some(address.into())
 }
 
+impl Facts {
+    /// Whether the store says when it was changed. Where it does not, the library puts 1970.
+    fn is_dated(&self) -> bool {
+        !self.changed.starts_with("1970-01-01T00:00:00")
+    }
+
+    /// Refuses an answer of another object than the one that was looked at first.
+    fn are_of(&self, now: &Self) -> Result<(), String> {
+        let replaced = |what: &str, was: &str, now: &str| {
+            Err(format!(
+                "it was replaced while it was read: its {what} was {was} and is {now}"
+            ))
+        };
+        if self.bytes != now.bytes {
+            let (was, now) = (self.bytes.to_string(), now.bytes.to_string());
+            return replaced("length", &was, &now);
+        }
+        if let (Some(was), Some(now)) = (&self.etag, &now.etag)
+            && was != now
+        {
+            return replaced("entity tag", was, now);
+        }
+        if self.is_dated() && now.is_dated() && self.changed != now.changed {
+            return replaced("time", &self.changed, &now.changed);
+        }
+        Ok(())
+    }
+}
+
 fn facts(meta: ObjectMeta) -> Facts {
     Facts {
         bytes: meta.size,
@@ -179,8 +234,7 @@ fn facts(meta: ObjectMeta) -> Facts {
 struct Object {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    bytes: u64,
-    etag: Option<String>,
+    facts: Facts,
     handle: Handle,
 }
 
@@ -192,21 +246,33 @@ impl Object {
 
 impl Ranges for Object {
     fn bytes(&self) -> u64 {
-        self.bytes
+        self.facts.bytes
     }
 
     fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let end = offset.saturating_add(to_u64(len));
         let options = GetOptions {
-            // A capture that is replaced meanwhile would be read half from one and half from the other.
-            if_match: self.etag.clone().filter(|etag| !etag.starts_with("W/")),
+            // A capture that is replaced meanwhile would be read half from one and half from the
+            // other. Not every store answers to these, so what it answers is looked at as well.
+            if_match: self
+                .facts
+                .etag
+                .clone()
+                .filter(|etag| !etag.starts_with("W/")),
+            if_unmodified_since: self
+                .facts
+                .changed
+                .parse()
+                .ok()
+                .filter(|_| self.facts.is_dated()),
             range: Some(GetRange::Bounded(offset..end)),
             ..GetOptions::default()
         };
-        self.wait(async {
-            let answer = self.store.get_opts(&self.path, options).await?;
-            up_to(answer.into_stream(), len).await
-        })
+        let answer = self.wait(self.store.get_opts(&self.path, options))?;
+        self.facts
+            .are_of(&facts(answer.meta.clone()))
+            .map_err(io::Error::other)?;
+        self.wait(up_to(answer.into_stream(), len))
     }
 }
 
@@ -270,6 +336,79 @@ mod tests {
             refused.contains("write a ? in a name as %3F, a # as %23"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn a_list_is_read_no_further_than_it_is_wanted() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let folder = Url::parse("s3://bucket/x/").unwrap();
+        let prefix = Path::parse("x").unwrap();
+        let of = |names: Vec<Result<&str, &'static str>>, most| {
+            let came = Cell::new(0);
+            let names = names.into_iter().map(|name| {
+                came.set(came.get() + 1);
+                name.map(|name| Path::parse(name).unwrap())
+            });
+            let found = captures(stream::iter(names), &folder, &prefix, most);
+            (runtime.block_on(found), came.get())
+        };
+        let names = ["x/a.core.zst", "x/notes", "x/b.core.zst", "x/c.core.zst"];
+        let all = || names.map(Ok).to_vec();
+        let addresses = ["a", "b", "c"].map(|name| format!("s3://bucket/x/{name}.core.zst"));
+        assert_eq!(of(all(), 3), (Ok(addresses.to_vec()), 4));
+        let (found, came) = of([all(), all()].concat(), 2);
+        assert!(found.unwrap_err().starts_with("more than 2 captures"));
+        assert_eq!(came, 4);
+        let (found, _) = of(vec![Ok("y/a.core.zst")], 3);
+        let said = "y/a.core.zst: this name in it has no address";
+        assert_eq!(found.unwrap_err(), said);
+        let (found, _) = of(vec![Ok(names[0]), Err("x//y is odd")], 3);
+        assert_eq!(found.unwrap_err(), "it cannot be listed: x//y is odd");
+    }
+
+    #[test]
+    fn an_object_that_was_replaced_is_noticed() {
+        type Change = fn(&mut Facts);
+        let first = Facts {
+            bytes: 7,
+            changed: "2026-01-02T03:04:05+00:00".to_owned(),
+            etag: Some("W/\"a\"".to_owned()),
+        };
+        let of = |change: Change| {
+            let mut now = first.clone();
+            change(&mut now);
+            first.are_of(&now)
+        };
+        assert_eq!(of(|_| ()), Ok(()));
+        // What an answer does not say is no difference.
+        let undated = |facts: &mut Facts| facts.changed = "1970-01-01T00:00:00+00:00".to_owned();
+        assert_eq!(of(undated), Ok(()));
+        assert_eq!(of(|now| now.etag = None), Ok(()));
+        let changes: [(Change, &str); 3] = [
+            (|now| now.bytes = 8, "its length was 7 and is 8"),
+            (
+                |now| now.etag = Some("W/\"b\"".to_owned()),
+                "its entity tag was W/\"a\" and is W/\"b\"",
+            ),
+            (
+                |now| now.changed.replace_range(..4, "2027"),
+                "its time was 2026-01-02T03:04:05+00:00 and is 2027-",
+            ),
+        ];
+        for (change, what) in changes {
+            let why = of(change).unwrap_err();
+            assert!(why.contains(what), "{why}");
+        }
+        let date: Option<ObjectMeta> = first.changed.parse().ok().map(|last_modified| ObjectMeta {
+            location: Path::default(),
+            last_modified,
+            size: 7,
+            e_tag: first.etag.clone(),
+            version: None,
+        });
+        assert_eq!(facts(date.unwrap()), first);
     }
 
     #[test]
