@@ -170,6 +170,20 @@ fn a_capture_that_lost_its_end_is_told_whoever_asks() {
 }
 
 #[test]
+fn what_is_wrong_with_a_file_comes_before_what_was_not_found_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let bytes = std::fs::read(whole).unwrap();
+    std::fs::write(dir.path().join("cut.core.zst"), &bytes[..3_000_000]).unwrap();
+    let (code, out, _) = golden("bless", &dir, &[]);
+    assert_eq!(code, 8, "{out}");
+    let incomplete = out.find("bytes of the core are missing; copy the file again");
+    let symbols = out.find("the symbol table (kallsyms) cannot be read");
+    assert!(incomplete.is_some() && incomplete < symbols, "{out}");
+    assert!(out.contains("alone with `analyze FILE`"), "{out}");
+}
+
+#[test]
 fn what_is_left_out_may_change() {
     let dir = folder();
     let (code, ..) = golden(
