@@ -154,6 +154,34 @@ fn entries_of_maps_are_reached_by_their_keys() {
 }
 
 #[test]
+fn maps_without_entries_say_where_their_contents_are() {
+    let kernel = entry("maps-7.3").unwrap().kernel().unwrap();
+    let session = Session::of_kernel(&kernel, Options::default());
+    for (expression, said) in [
+        ("map(\"ring\")[0]", "].records"),
+        ("map(\"prog_array\")[0]", "].targets"),
+        ("map(\"prog_array\")[*]", "].targets"),
+        ("map(\"stacks\")[0]", "].stacks"),
+        ("map(\"arena\")[0]", "].arena"),
+        ("map(\"like_rhash\")[0]", "it is empty"),
+    ] {
+        let error = error(&session, expression);
+        assert!(error.message.contains(said), "{expression}: {error}");
+    }
+    assert!(text(&session, "map(\"prog_array\").targets[0].name").contains("tail_root"));
+    assert_eq!(text(&session, "map(\"hash_of_maps\")[11]"), "48");
+    let near = error(&session, "map(\"hash_pre\")[7920]").near;
+    assert_eq!(near[0], "7919");
+    let size = text(&session, "sizeof(\"struct rq\")");
+    assert_eq!(text(&session, "sizeof(struct rq)"), size);
+    assert_eq!(error(&session, "sizeof(\"rq\")").near, ["struct rq"]);
+    let cast = error(&session, "(task_struct *)4096.pid");
+    assert_eq!(cast.near, ["struct task_struct"]);
+    let tasks = error(&session, "report.tasks[*].comm").message;
+    assert!(tasks.contains("report.postmortem.tasks"), "{tasks}");
+}
+
+#[test]
 fn errors_point_at_the_spot_and_list_near_names() {
     let kernel = entry("stall-6.18").unwrap().kernel().unwrap();
     let session = Session::of_kernel(&kernel, Options::default());
@@ -202,6 +230,12 @@ fn errors_point_at_the_spot_and_list_near_names() {
             7..15,
             "this kernel has no symbol",
             Some("jiffies"),
+        ),
+        (
+            "nr_parked",
+            0..9,
+            "a variable of the scheduler has",
+            Some("bss.nr_parked"),
         ),
         ("reprt", 0..5, "nothing has the name reprt", Some("report")),
         (

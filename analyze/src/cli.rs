@@ -534,6 +534,13 @@ impl InputArgs {
             };
             let text = String::from_utf8(bytes).map_err(|e| unusable(&e))?;
             let report = FailureDumpReportAny::parse(&text).map_err(|e| {
+                let golden = serde_json::from_str::<serde_json::Value>(&text)
+                    .is_ok_and(|json| json.get("golden").is_some() && json.get("report").is_some());
+                if golden {
+                    return unusable(
+                        &"it is a golden report, parts of which are replaced: `analyze golden check DIR` compares it with the capture beside it; give that capture, or a report of `analyze FILE --format json`",
+                    );
+                }
                 let cause = std::error::Error::source(&e);
                 match cause {
                     Some(cause) => unusable(&format!("{e}: {cause}")),

@@ -170,6 +170,20 @@ fn a_capture_that_lost_its_end_is_told_whoever_asks() {
 }
 
 #[test]
+fn what_is_wrong_with_a_file_comes_before_what_was_not_found_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = captures().join("../../corpus/stall-6.18/guest.core.zst");
+    let bytes = std::fs::read(whole).unwrap();
+    std::fs::write(dir.path().join("cut.core.zst"), &bytes[..3_000_000]).unwrap();
+    let (code, out, _) = golden("bless", &dir, &[]);
+    assert_eq!(code, 8, "{out}");
+    let incomplete = out.find("bytes of the core are missing; copy the file again");
+    let symbols = out.find("the symbol table (kallsyms) cannot be read");
+    assert!(incomplete.is_some() && incomplete < symbols, "{out}");
+    assert!(out.contains("alone with `analyze FILE`"), "{out}");
+}
+
+#[test]
 fn what_is_left_out_may_change() {
     let dir = folder();
     let (code, ..) = golden(
@@ -190,6 +204,45 @@ fn what_is_left_out_may_change() {
         out.contains("it redacts \"moods\", which this version does not know"),
         "{out}"
     );
+}
+
+#[test]
+fn blessed_again_a_golden_report_keeps_its_settings() {
+    let dir = folder();
+    let settings = || {
+        let text = std::fs::read(dir.path().join("lock.golden.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        json["golden"].clone()
+    };
+    let log = "postmortem.kernel_log";
+    let first = ["--redact", "times", "--without", log];
+    assert_eq!(golden("bless", &dir, &first).0, 0);
+    let kept = serde_json::json!({"redact": ["times"], "without": [log]});
+    assert_eq!(settings(), kept);
+    let (code, out, _) = golden("bless", &dir, &[]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("0 written, 3 as they were"), "{out}");
+    assert_eq!(settings(), kept);
+    assert_eq!(golden("bless", &dir, &["--without", "none"]).0, 0);
+    let fewer = serde_json::json!({"redact": ["times"], "without": []});
+    assert_eq!(settings(), fewer);
+    // A path that no report has is a slip, and nothing is written.
+    let (code, _, said) = golden("bless", &dir, &["--without", "postmortem.kernel_lgo"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("near: postmortem.kernel_log"), "{said}");
+    let (code, _, said) = golden("bless", &dir, &["--without", "tasks[*].stack"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("names with dots between them"), "{said}");
+    assert_eq!(settings(), fewer);
+    // A golden report is no report, and a file no folder.
+    let file = dir.path().join("lock.golden.json");
+    let (code, _, said) = analyze(&["diff", file.to_str().unwrap(), file.to_str().unwrap()]);
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("it is a golden report"), "{said}");
+    let (code, _, said) = analyze(&["golden", "check", file.to_str().unwrap()]);
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("give the folder that it is in"), "{said}");
+    assert_eq!(golden("check", &dir, &["--jobs", "0"]).0, 2);
 }
 
 #[test]

@@ -501,6 +501,10 @@ impl Failure {
     }
 }
 
+/// How often and how far apart a lock that another has is asked for: 2 seconds in all.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// What a folder without a lock means: a warning where it cannot have one, as some network file
 /// systems cannot, else the end.
 fn unlocked(why: rustix::io::Errno, out: &Path) -> Result<String, String> {
@@ -563,7 +567,17 @@ impl Places {
             .mode(0o600)
             .open(&path)
             .map_err(|e| say(&path, e))?;
-        let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        let take =
+            || rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        let mut locked = take();
+        // A run that was killed has its lock until its memory is gone, which takes a moment.
+        for _ in 0..LOCK_TRIES {
+            if locked != Err(rustix::io::Errno::WOULDBLOCK) {
+                break;
+            }
+            std::thread::sleep(LOCK_PAUSE);
+            locked = take();
+        }
         let warning = match locked {
             Ok(()) => None,
             Err(why) => Some(unlocked(why, &run.out)?),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -35,7 +36,7 @@ pub(super) struct BatchArgs {
     out: PathBuf,
     /// Captures to look at at the same time. Default: as many as there are processors.
     #[arg(short, long)]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
     /// Do only part I of N, from 1. Default: what the variables of Kubernetes, Slurm or GitLab say,
     /// else all. See docs/archive.md.
     #[arg(long, value_name = "I/N", value_parser = Shard::parse)]
@@ -145,9 +146,10 @@ pub(super) fn run(args: &BatchArgs) -> Result<u8, Failure> {
             no_casts: args.no_casts,
         },
         again: args.again,
-        jobs: args.jobs.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
-        }),
+        jobs: args
+            .jobs
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get),
         #[cfg(feature = "object-store")]
         stores,
     };

@@ -1,12 +1,14 @@
 //! `analyze golden`.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write as _};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use scx_postmortem_analyze::golden::Redaction;
-use scx_postmortem_analyze::golden::check::{self, Outcome, Settings, Task};
+use scx_postmortem_analyze::golden::check::{self, Given, Outcome, Task};
 use scx_postmortem_analyze::source;
 use scx_postmortem_format::capture::{AtomicFile, Existing};
 use scx_postmortem_format::report::Escaped;
@@ -35,16 +37,11 @@ enum Command {
         #[command(flatten)]
         common: Common,
         /// What to replace, so that it may change: `addresses`, `times`, `versions`, `none`. The
-        /// golden report remembers it.
-        #[arg(
-            long,
-            value_name = "WHAT",
-            value_delimiter = ',',
-            default_value = "versions"
-        )]
+        /// golden report remembers it. Default: what it has, of a new one `versions`.
+        #[arg(long, value_name = "WHAT", value_delimiter = ',')]
         redact: Vec<String>,
         /// A part of the report to leave out, as `postmortem.kernel_log`. More than one can be
-        /// given.
+        /// given; `none` alone leaves out nothing. Default: what the golden report leaves out.
         #[arg(long, value_name = "PATH")]
         without: Vec<String>,
     },
@@ -56,17 +53,26 @@ struct Common {
     dir: PathBuf,
     /// Captures to look at at the same time. Default: as many as there are processors.
     #[arg(short, long)]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
     /// For captures that were reduced without the kernel's tables.
     #[arg(long, value_name = "FILE")]
     kernel_tables: Option<PathBuf>,
 }
 
-fn settings(redact: &[String], without: &[String]) -> Result<Settings, Failure> {
-    let mut settings = Settings {
-        without: without.to_vec(),
-        ..Settings::default()
+fn given(redact: &[String], without: &[String]) -> Result<Given, Failure> {
+    let paths: Vec<String> = match without {
+        [none] if none == "none" => Vec::new(),
+        paths => paths.to_vec(),
     };
+    if let Some(path) = paths.iter().find(|path| path.contains(['[', ']', '*'])) {
+        return Err(Failure(
+            2,
+            format!(
+                "--without {path}: expected names with dots between them, as postmortem.kernel_log; members of a list's elements cannot be left out, only the whole list"
+            ),
+        ));
+    }
+    let mut redactions = BTreeSet::new();
     for name in redact.iter().filter(|name| *name != "none") {
         let redaction = Redaction::of_name(name).ok_or_else(|| {
             let all: Vec<&str> = Redaction::ALL.iter().map(|r| r.name()).collect();
@@ -76,9 +82,12 @@ fn settings(redact: &[String], without: &[String]) -> Result<Settings, Failure> 
                 format!("--redact {name}: expected none or some of {all}"),
             )
         })?;
-        settings.redactions.insert(redaction);
+        redactions.insert(redaction);
     }
-    Ok(settings)
+    Ok(Given {
+        redactions: (!redact.is_empty()).then_some(redactions),
+        without: (!without.is_empty()).then_some(paths),
+    })
 }
 
 pub(super) fn run(args: &GoldenArgs) -> Result<u8, Failure> {
@@ -88,7 +97,7 @@ pub(super) fn run(args: &GoldenArgs) -> Result<u8, Failure> {
             common,
             redact,
             without,
-        } => (common, Task::Bless(settings(redact, without)?), None),
+        } => (common, Task::Bless(given(redact, without)?), None),
     };
     if let Some(junit) = junit {
         source::may_write(junit, &[], false).map_err(|s| Failure(exit::OUTPUT, s))?;
@@ -100,9 +109,24 @@ pub(super) fn run(args: &GoldenArgs) -> Result<u8, Failure> {
             format!("{}: no *.core.zst is below it", common.dir.display()),
         ));
     }
-    let jobs = common.jobs.unwrap_or_else(|| {
-        std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
-    });
+    if let Task::Bless(Given {
+        without: Some(paths),
+        ..
+    }) = &task
+        && let Some((path, meant)) =
+            check::unknown_path(&captures, paths, common.kernel_tables.as_deref())
+    {
+        let near = match meant.as_slice() {
+            [] => String::new(),
+            meant => format!("; near: {}", meant.join(", ")),
+        };
+        let why = format!("--without {path}: no report of these captures has it{near}");
+        return Err(Failure(2, why));
+    }
+    let jobs = common
+        .jobs
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get);
     let began = Instant::now();
     let progress = Progress::new("reports");
     let total = u64::try_from(captures.len()).unwrap_or(u64::MAX);

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::{Golden, Redaction, guarded, report_of};
 use crate::analysis::Options;
 use crate::folder::{Item, walk};
+use crate::query::near::near;
 use crate::source::read_whole;
 
 /// How the names of captures end.
@@ -110,7 +111,89 @@ pub enum Task {
     /// Compare each with its golden one.
     Check,
     /// Write each as its golden one.
-    Bless(Settings),
+    Bless(Given),
+}
+
+/// What is asked for when golden reports are made. What is not stays as the golden report has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// What is to be replaced. A new golden report has its versions replaced.
+    pub redactions: Option<BTreeSet<Redaction>>,
+    /// Dotted paths that are to be left out. Of a new golden report none are.
+    pub without: Option<Vec<String>>,
+}
+
+impl Given {
+    /// The settings of a golden report that has `old` ones, or is new.
+    fn over(&self, old: Option<Settings>) -> Settings {
+        let old = old.unwrap_or_else(|| Settings {
+            redactions: BTreeSet::from([Redaction::Versions]),
+            without: Vec::new(),
+        });
+        Settings {
+            redactions: self.redactions.clone().unwrap_or(old.redactions),
+            without: self.without.clone().unwrap_or(old.without),
+        }
+    }
+}
+
+/// The first of some dotted paths that is in the report of none of the captures, and paths that may
+/// have been meant. What is empty is left out of a report, so one capture that has it is enough;
+/// without any report nothing can be told.
+#[must_use]
+pub fn unknown_path(
+    captures: &[PathBuf],
+    paths: &[String],
+    kernel_tables: Option<&Path>,
+) -> Option<(String, Vec<String>)> {
+    let mut left: Vec<(String, Vec<String>)> = paths
+        .iter()
+        .map(|path| (path.clone(), Vec::new()))
+        .collect();
+    let mut any = false;
+    for capture in captures {
+        if left.is_empty() {
+            break;
+        }
+        let name = capture.display().to_string();
+        let make = || report_of(capture, kernel_tables, &Options::default());
+        let report = guarded(&name, make).and_then(|report| report);
+        let Ok(golden) = report.and_then(|report| Golden::of(&report)) else {
+            continue;
+        };
+        any = true;
+        left.retain_mut(|(path, meant)| {
+            let halves = ["early", "late"].map(|half| golden.report.get(half));
+            for root in std::iter::once(Some(&golden.report))
+                .chain(halves)
+                .flatten()
+            {
+                match look_up(root, path) {
+                    Ok(()) => return false,
+                    Err(names) if meant.is_empty() => *meant = names,
+                    Err(_) => {}
+                }
+            }
+            true
+        });
+    }
+    left.into_iter().next().filter(|_| any)
+}
+
+/// Whether a dotted path is in a report; if not, paths that are.
+fn look_up(report: &Value, path: &str) -> Result<(), Vec<String>> {
+    let mut at = report;
+    let mut before = String::new();
+    for part in path.split('.') {
+        let Some(next) = at.get(part) else {
+            let names = at.as_object().into_iter().flat_map(|all| all.keys());
+            let names = near(part, names).into_iter();
+            return Err(names.map(|name| format!("{before}{name}")).collect());
+        };
+        at = next;
+        before = format!("{before}{part}.");
+    }
+    Ok(())
 }
 
 /// The captures below a folder, by name, also those of which only the golden report is left: that
@@ -119,6 +202,12 @@ pub enum Task {
 /// # Errors
 /// When a folder cannot be read, or there are more than are checked at once.
 pub fn captures(dir: &Path) -> Result<Vec<PathBuf>, String> {
+    if dir.is_file() {
+        return Err(format!(
+            "{}: it is a file; give the folder that it is in, all captures below are looked at",
+            dir.display()
+        ));
+    }
     let mut found = BTreeSet::new();
     walk(dir, &mut |item| {
         let path = match item {
@@ -239,7 +328,17 @@ fn one(path: &Path, task: &Task, kernel_tables: Option<&Path>) -> Result<Outcome
             changes.compare("", &wanted, &found, 0);
             Ok(Outcome::Differs(changes.text(), changes.count))
         }
-        Task::Bless(settings) => {
+        Task::Bless(given) => {
+            let old = match &wanted {
+                Some(Ok((old, _))) => Some(old.clone()),
+                Some(Err(why)) if given.redactions.is_none() || given.without.is_none() => {
+                    return Err(format!(
+                        "{why}; so what it replaces and leaves out is not known: say it with --redact and --without, or remove the file"
+                    ));
+                }
+                Some(Err(_)) | None => None,
+            };
+            let settings = &given.over(old);
             let found = settings.golden(path, kernel_tables)?;
             if let Some(Ok((old, wanted))) = &wanted
                 && old == settings

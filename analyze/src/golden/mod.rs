@@ -261,9 +261,27 @@ fn kernel_of(
             Fault::Unusable(why) => why,
         })
     })?;
-    Kernel::find(image, &Overrides::default()).map_err(|why| OpenError::NoKernel {
-        path: name.to_owned(),
-        why,
+    let warnings = image.warnings.clone();
+    Kernel::find(image, &Overrides::default()).map_err(|why| {
+        // Who asks for many reports, or for golden ones, has no such options.
+        let why = match why.split_once("; supply ") {
+            Some((cause, with)) => {
+                format!("{cause}; look at it alone with `analyze FILE`, and supply {with}")
+            }
+            None => why,
+        };
+        // What is wrong with the file comes first: it explains the rest.
+        let why = match warnings.as_slice() {
+            [] => why,
+            some => format!(
+                "{}; copy the file again; for what is left: {why}",
+                some.join("; ")
+            ),
+        };
+        OpenError::NoKernel {
+            path: name.to_owned(),
+            why,
+        }
     })
 }
 

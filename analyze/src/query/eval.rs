@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use scx_postmortem_format::report::{FailureDumpMap, Hex, RenderedValue, StorageOwner};
+use scx_postmortem_format::report::{FailureDumpMap, Hex, MapInfo, RenderedValue, StorageOwner};
 use serde_json::Value as Json;
 
 use super::near::near;
@@ -72,6 +72,16 @@ pub const ROOTS: [(&str, &str); 4] = [
 
 /// Sections of a scheduler's variables, by root.
 const SECTIONS: [(&str, &str); 3] = [("bss", ".bss"), ("data", ".data"), ("rodata", ".rodata")];
+
+/// Members of `postmortem.maps` with what a map holds, or what belongs to it.
+const CONTENTS: [&str; 6] = [
+    "records",
+    "targets",
+    "owners",
+    "stacks",
+    "callbacks",
+    "bloom",
+];
 
 /// What C sources say of variables that BTF has no type for: symbol, type, stars. Kernel BTF lists
 /// per-CPU variables only.
@@ -265,6 +275,22 @@ impl<'s> Eval<'s> {
             .map(|(root, _)| (*root).to_owned())
             .chain(FUNCTIONS.iter().map(|(name, ..)| (*name).to_owned()))
             .chain(members.into_iter().flat_map(|m| m.keys().cloned()));
+        let variables: Vec<String> = SECTIONS
+            .iter()
+            .filter(|(_, suffix)| {
+                let section = self.section(suffix, span);
+                matches!(section, Ok(Value::Rendered(value)) if rendered_names(value).iter().any(|n| n == name))
+            })
+            .map(|(root, _)| format!("{root}.{name}"))
+            .collect();
+        if !variables.is_empty() {
+            let mut error = at(
+                span,
+                format!("nothing has the name {name}, but a variable of the scheduler has"),
+            );
+            error.near = variables;
+            return Err(error);
+        }
         let error = at(
             span,
             format!(
@@ -291,15 +317,33 @@ impl<'s> Eval<'s> {
             Ok(view) => sections(&view),
             Err(why) => match sections(&all).as_slice() {
                 [only] => vec![*only],
+                [] => Vec::new(),
                 _ => return Err(at(span, why)),
             },
         };
         let Some(map) = found.first() else {
-            let all = sections(&all);
-            let names: Vec<&str> = all.iter().map(|map| map.name.as_str()).collect();
+            let mut others = sections(&all);
+            let whose = if others.is_empty() {
+                others.extend(&report.maps);
+                "the maps in the report"
+            } else {
+                "those of others"
+            };
+            let names = others.iter().take(KEYS * 2).map(|map| map.name.as_str());
+            let names: Vec<&str> = names.collect();
+            let more = match others.len().saturating_sub(names.len()) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let there = match names.as_slice() {
+                [] => "the report has no maps at all".to_owned(),
+                names => format!("{whose} are {}{more}", names.join(", ")),
+            };
             return Err(at(
                 span,
-                format!("the scheduler has no map named *{suffix}; there are {names:?}"),
+                format!(
+                    "no {suffix} of the scheduler is in the report, so no variables of that kind; {there}"
+                ),
             ));
         };
         self.value_of(map, span)
@@ -696,6 +740,15 @@ impl<'s> Eval<'s> {
                 .filter_map(|id| btf.ty(id))
                 .filter(|ty| same_kind(ty.kind))
                 .map(|ty| btf.name(&ty).to_owned());
+            // `struct rq` is what was meant by `rq`: the keyword is all that is missing.
+            for keyword in ["struct", "union", "enum"] {
+                let whole = format!("{keyword} {name}");
+                if btf.find(&whole).is_ok() {
+                    let mut error = at(span, e);
+                    error.near = vec![whole];
+                    return error;
+                }
+            }
             with_near(at(span, e), wanted, names)
         })
     }
@@ -711,17 +764,36 @@ impl<'s> Eval<'s> {
                 self.object_member(object, word)
             }
             Value::Rendered(value) => rendered_member(value, word),
-            Value::Map(map) => match &map.value {
-                Some(value) => rendered_member(value, word),
-                None => Err(at(
-                    &word.span,
-                    format!(
-                        "map {} has entries: give a key in brackets before .{name}",
-                        map.name
-                    ),
-                )),
+            Value::Map(map) => match (&map.value, self.own_member(map, name)) {
+                // A variable of that name goes before what the report says of the map.
+                (Some(value), Some(own)) => rendered_member(value, word).or(Ok(Value::Json(own))),
+                (Some(value), None) => rendered_member(value, word),
+                (None, Some(own)) => Ok(Value::Json(own)),
+                (None, None) => {
+                    let places = self.other_contents(map);
+                    let why = if places.is_empty() {
+                        format!(
+                            "map {} has entries: give a key in brackets before .{name}",
+                            map.name
+                        )
+                    } else {
+                        self.no_entries(map)
+                    };
+                    Err(at(&word.span, why))
+                }
             },
-            Value::Json(json) => json_member(json, word),
+            Value::Json(json) => json_member(json, word).map_err(|mut error| {
+                // Most of what the report has is one level further down.
+                let whole = self.session.json();
+                let further = whole
+                    .get("postmortem")
+                    .filter(|_| std::ptr::eq(json, whole));
+                if further.is_some_and(|further| further.get(name).is_some()) {
+                    error.message = format!("the report has {name} in report.postmortem.{name}");
+                    error.near = Vec::new();
+                }
+                error
+            }),
             Value::List(all) => {
                 let all = all.into_iter().map(|each| self.member(each, word));
                 Ok(Value::List(all.collect::<Result<_, _>>()?))
@@ -973,7 +1045,7 @@ impl<'s> Eval<'s> {
             return match found {
                 Some(entry) => Ok(Value::Slots(&entry.per_cpu)),
                 None => {
-                    let shown = keys.map(|e| shown_key(&e.key, &e.key_hex, None));
+                    let shown = keys.map(|e| listed_key(&e.key, &e.key_hex, None));
                     Err(self.no_key(map, key, shown, span))
                 }
             };
@@ -995,7 +1067,7 @@ impl<'s> Eval<'s> {
                 )),
             },
             None => {
-                let shown = keys.map(|(i, e)| shown_key(&e.key, &e.key_hex, owners.get(i)));
+                let shown = keys.map(|(i, e)| listed_key(&e.key, &e.key_hex, owners.get(i)));
                 Err(self.no_key(map, key, shown, span))
             }
         }
@@ -1035,24 +1107,89 @@ impl<'s> Eval<'s> {
                 let of_owner = owner.is_some_and(|owner| {
                     owner.id.map(i128::from) == Some(n) || i128::from(owner.kva.0) == n
                 });
-                of_owner
-                    || (owner.is_none()
-                        && rendered.as_ref().is_some_and(|key| {
-                            key.as_i64().map(i128::from) == Some(n)
-                                || key.as_u64().map(i128::from) == Some(n)
-                        }))
+                of_owner || (owner.is_none() && key_number(rendered, hex).contains(&Some(n)))
             }
         }
+    }
+
+    /// Why there is nothing under any key of a map: what it holds may not be entries.
+    fn no_entries(&self, map: &FailureDumpMap) -> String {
+        let name = &map.name;
+        let places = self.other_contents(map);
+        if !places.is_empty() {
+            let places = places.join(", ");
+            return format!("map {name} has no entries with keys; what it holds is in {places}");
+        }
+        if let Some(why) = &map.error {
+            return format!("map {name} has no entries: {why}");
+        }
+        match self.info(map).and_then(|(_, info)| info.entries) {
+            Some(n @ 1..) => format!("the report has none of the {n} entries of map {name}"),
+            _ => format!("map {name} has no entries: it is empty"),
+        }
+    }
+
+    /// The members of the report that have what a map holds, other than entries.
+    fn other_contents(&self, map: &FailureDumpMap) -> Vec<String> {
+        let mut places = Vec::new();
+        if let Some((at, _)) = self.info(map) {
+            let of_info = CONTENTS
+                .iter()
+                .filter(|name| self.own_member(map, name).is_some());
+            places.extend(of_info.map(|name| format!("report.postmortem.maps[{at}].{name}")));
+        }
+        let maps = &self.session.report().maps;
+        // The numbers alone are less than what was named above.
+        if places.is_empty()
+            && let Some(at) = maps.iter().position(|other| std::ptr::eq(other, map))
+        {
+            let members = [
+                ("arena", map.arena.is_some()),
+                ("ringbuf", map.ringbuf.is_some()),
+                (
+                    "stack_trace",
+                    map.stack_trace.as_ref().is_some_and(|stacks| {
+                        !stacks.entries.is_empty()
+                            || stacks.truncated
+                            || stacks.buckets_unreadable > 0
+                    }),
+                ),
+                (
+                    "fd_array",
+                    map.fd_array.as_ref().is_some_and(|slots| {
+                        slots.populated > 0 || slots.truncated || slots.unreadable > 0
+                    }),
+                ),
+            ];
+            let there = members.iter().filter(|(_, there)| *there);
+            places.extend(there.map(|(name, _)| format!("report.maps[{at}].{name}")));
+        }
+        places
+    }
+
+    /// What the analyzer itself knows of a map, and where that is among the report's.
+    fn info(&self, map: &FailureDumpMap) -> Option<(usize, &'s MapInfo)> {
+        let own = self.session.report().postmortem.as_ref()?;
+        let mut infos = own.maps.iter().enumerate();
+        infos.find(|(_, info)| info.kva.0 == map.map_kva)
+    }
+
+    /// One of [`CONTENTS`] of a map, where the report has it.
+    fn own_member(&self, map: &FailureDumpMap, name: &str) -> Option<&'s Json> {
+        let (at, _) = self.info(map)?;
+        let name = CONTENTS.iter().find(|known| **known == name)?;
+        let maps = self.session.json().get("postmortem")?.get("maps")?;
+        maps.get(at)?.get(name)
     }
 
     fn no_key(
         &self,
         map: &FailureDumpMap,
         key: &Value<'s>,
-        keys: impl Iterator<Item = String>,
+        keys: impl Iterator<Item = (String, Option<i128>)>,
         span: &Range<usize>,
     ) -> QueryError {
-        let all: Vec<String> = keys.collect();
+        let all: Vec<(String, Option<i128>)> = keys.collect();
         let wanted = match key {
             Value::Text(text) => text.clone(),
             other => self
@@ -1060,11 +1197,22 @@ impl<'s> Eval<'s> {
                 .map_or_else(String::new, |n| n.to_string()),
         };
         if all.is_empty() {
-            let why = map.error.as_deref().unwrap_or("it is empty");
-            return at(span, format!("map {} has no entries: {why}", map.name));
+            return at(span, self.no_entries(map));
         }
-        let mut shown = near(&wanted, &all);
-        for key in all.iter().take(KEYS) {
+        let number = self.plain(key);
+        let mut shown = match number {
+            Some(n) => {
+                let of_key = |(text, of): &(String, Option<i128>)| {
+                    Some((of.as_ref()?.abs_diff(n), text.clone()))
+                };
+                let mut by_distance: Vec<_> = all.iter().filter_map(of_key).collect();
+                by_distance.sort();
+                let closest = by_distance.into_iter().take(KEYS);
+                closest.map(|(_, text)| text).collect()
+            }
+            None => near(&wanted, all.iter().map(|(text, _)| text)),
+        };
+        for (key, _) in all.iter().take(KEYS) {
             if shown.len() < KEYS && !shown.contains(key) {
                 shown.push(key.clone());
             }
@@ -1102,9 +1250,14 @@ impl<'s> Eval<'s> {
                 let per_cpu = map.percpu_entries.iter().map(|e| &e.per_cpu);
                 let per_cpu = per_cpu.chain(map.percpu_hash_entries.iter().map(|e| &e.per_cpu));
                 let plain = value.chain(entries).chain(slots).map(Value::Rendered);
-                plain
+                let all: Vec<_> = plain
                     .chain(per_cpu.map(|slots| Value::Slots(slots)))
-                    .collect()
+                    .collect();
+                let elsewhere = map.error.is_some() || !self.other_contents(map).is_empty();
+                if all.is_empty() && map.entries.is_empty() && elsewhere {
+                    return Err(at(span, self.no_entries(map)));
+                }
+                all
             }
             Value::Object(object) => {
                 let array = object.kernel().btf.array(object.ty());
@@ -1541,16 +1694,55 @@ fn json_member<'s>(json: &'s Json, word: &Word) -> Found<'s> {
     }
 }
 
-fn shown_key(key: &Option<RenderedValue>, hex: &str, owner: Option<&StorageOwner>) -> String {
+/// A key's numbers, signed and unsigned. Of one without a type those of its 4 or 8 bytes, as x86 has
+/// them.
+fn key_number(key: &Option<RenderedValue>, hex: &str) -> [Option<i128>; 2] {
+    match key {
+        Some(key) if !matches!(key, RenderedValue::Bytes { .. }) => {
+            [key.as_i64().map(i128::from), key.as_u64().map(i128::from)]
+        }
+        _ => {
+            let bytes = hex.split_whitespace().take(9);
+            let bytes: Option<Vec<u8>> = bytes
+                .map(|byte| u8::from_str_radix(byte, 16).ok())
+                .collect();
+            let bytes = bytes.unwrap_or_default();
+            let four = <[u8; 4]>::try_from(bytes.as_slice()).map(|four| {
+                let n = u32::from_le_bytes(four);
+                [Some(i128::from(n)), Some(i128::from(n.cast_signed()))]
+            });
+            let eight = <[u8; 8]>::try_from(bytes.as_slice()).map(|eight| {
+                let n = u64::from_le_bytes(eight);
+                [Some(i128::from(n)), Some(i128::from(n.cast_signed()))]
+            });
+            four.or(eight).unwrap_or_default()
+        }
+    }
+}
+
+/// A key as a query takes it, and its number, if it is one.
+fn listed_key(
+    key: &Option<RenderedValue>,
+    hex: &str,
+    owner: Option<&StorageOwner>,
+) -> (String, Option<i128>) {
+    let number = match owner {
+        Some(owner) => owner.id.map(i128::from),
+        None => key_number(key, hex).into_iter().flatten().next(),
+    };
     let text = match (owner.and_then(|owner| owner.id), key) {
         (Some(id), _) => {
             let name = owner.and_then(|owner| owner.name.as_deref());
             name.map_or_else(|| id.to_string(), |name| format!("{id} ({name})"))
         }
-        (None, Some(key)) => key.to_string(),
-        (None, None) => format!("hex:{hex}"),
+        (None, Some(key)) if !matches!(key, RenderedValue::Bytes { .. }) => key.to_string(),
+        (None, _) => match number {
+            Some(n) => n.to_string(),
+            // Cut, it would be no key.
+            None => return (format!("\"hex:{hex}\""), None),
+        },
     };
-    text.chars().take(KEY_CHARS).collect()
+    (text.chars().take(KEY_CHARS).collect(), number)
 }
 
 fn kind(value: &Value<'_>) -> String {

@@ -15,7 +15,7 @@
 //! expression, the bytes and parts of a value, the elements of a `[*]`.
 
 mod eval;
-mod near;
+pub(crate) mod near;
 mod parse;
 
 use std::cell::OnceCell;

@@ -10,7 +10,7 @@ const MAX_COMPARED: usize = 1 << 19;
 const MAX_LENGTH: usize = 64;
 
 /// Those of `names` that are most like `name`, the closest first.
-pub(super) fn near(name: &str, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
+pub(crate) fn near(name: &str, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
     let wanted = name.to_lowercase();
     if wanted.is_empty() || wanted.len() > MAX_LENGTH {
         return Vec::new();

@@ -349,7 +349,26 @@ impl Parser {
                     return Ok(Node { what, span });
                 }
                 let mut arguments = Vec::new();
-                if !self.sign(")") {
+                let keyword = match self.peek() {
+                    Some((Token::Name(word), _)) => {
+                        matches!(word.as_str(), "struct" | "union" | "enum")
+                    }
+                    _ => false,
+                };
+                if name == "sizeof" && keyword {
+                    // As C has it, without quotes.
+                    let (ty, stars) = self.c_type()?;
+                    if stars == 0 {
+                        let what = What::Text(ty.text);
+                        arguments.push(Node {
+                            what,
+                            span: ty.span,
+                        });
+                    } else {
+                        let why = "a pointer has 8 bytes; name what it leads to";
+                        return Err(QueryError::new(ty.span, why.into()));
+                    }
+                } else if !self.sign(")") {
                     arguments.push(self.expression()?);
                     while self.take(",").is_some() {
                         arguments.push(self.expression()?);
@@ -525,6 +544,18 @@ mod tests {
                 "expected a name, a number or `(`, found the end".into()
             )
         );
+    }
+
+    #[test]
+    fn sizeof_takes_a_type_as_c_has_it() {
+        let node = parse("sizeof(struct rq)").unwrap();
+        let What::Call(name, arguments) = node.what else {
+            panic!("no call");
+        };
+        assert_eq!(name, "sizeof");
+        assert_eq!(arguments[0].what, What::Text("struct rq".into()));
+        assert_eq!(arguments[0].span, 7..16);
+        assert!(message("sizeof(struct rq *)").1.contains("a pointer has 8"));
     }
 
     #[test]
