@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use scx_postmortem_analyze::analysis::{self, Options};
@@ -108,6 +109,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         return Err(failure(USAGE)(sentence));
     }
     guest::check_words(&args.guest).map_err(failure(USAGE))?;
+    check_file("kernel", &args.guest.kernel).map_err(failure(LOST))?;
+    if let Some(initrd) = &args.initrd {
+        check_file("initrd", initrd).map_err(failure(LOST))?;
+    }
     machine::check_memory(args.memory).map_err(failure(LOST))?;
     let output = Output::new(&args.to, &name_of(args), &inputs, args.when.dual)?;
     let (mut triggers, signals) = triggers(&args.when)?;
@@ -140,7 +145,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         cpu: &args.cpu,
     };
     let started = choose::start(&choice, &config, &triggers.end);
-    let mut machine = started.map_err(|e| failure(LOST)(e.to_string()))?;
+    let mut machine = started.map_err(|e| {
+        let told = triggers.end.load(Ordering::Relaxed);
+        failure(if told { ENDED } else { LOST })(e.to_string())
+    })?;
     let no_config = kernel.config.is_none();
     // In the guest's memory by now.
     drop((kernel, packed));
@@ -165,6 +173,22 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     )
 }
 
+/// A device or a pipe would be read for ever.
+fn check_file(what: &str, path: &Path) -> Result<(), String> {
+    let cannot = |why: &dyn std::fmt::Display| {
+        format!(
+            "cannot read the {what} {} (--{what}): {why}",
+            path.display()
+        )
+    };
+    let meta = std::fs::metadata(path).map_err(|e| cannot(&e))?;
+    match (meta.is_file(), meta.len()) {
+        (false, _) => Err(cannot(&"it is no regular file")),
+        (true, 0) => Err(cannot(&"it is empty")),
+        (true, _) => Ok(()),
+    }
+}
+
 fn kernel(args: &GuestArgs) -> Result<KernelFile, Failure> {
     let config = args.kernel_config.as_deref();
     KernelFile::open(&args.kernel, config, !args.modules.is_empty()).map_err(failure(LOST))
@@ -173,6 +197,7 @@ fn kernel(args: &GuestArgs) -> Result<KernelFile, Failure> {
 /// Writes an initramfs.
 pub(crate) fn initrd(args: &InitrdArgs) -> Result<(), Failure> {
     guest::check_words(&args.guest).map_err(failure(USAGE))?;
+    check_file("kernel", &args.guest.kernel).map_err(failure(LOST))?;
     may_write(&args.output, &[&args.guest.kernel], args.force).map_err(failure(OUTPUT))?;
     let kernel = kernel(&args.guest)?;
     let bytes = initramfs(&args.guest, &kernel).map_err(failure(LOST))?;
@@ -558,5 +583,27 @@ fn headline(image: Result<Image, String>) -> Vec<String> {
             }
         }
         Err(why) => vec![format!("the capture's kernel was not found: {why}")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_not_read_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("vmlinuz");
+        let said = |path: &Path| check_file("kernel", path);
+        let gone = said(&file).unwrap_err();
+        assert!(gone.starts_with("cannot read the kernel /"), "{gone}");
+        assert!(gone.contains("/vmlinuz (--kernel): No such file"), "{gone}");
+        std::fs::write(&file, b"").unwrap();
+        assert!(said(&file).unwrap_err().ends_with("it is empty"));
+        std::fs::write(&file, b"x").unwrap();
+        assert_eq!(said(&file), Ok(()));
+        for other in [dir.path(), Path::new("/dev/zero")] {
+            assert!(said(other).unwrap_err().ends_with("it is no regular file"));
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! Which backend runs a guest: the one place that knows them all.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -40,27 +39,15 @@ pub(crate) fn start(
     config: &Config,
     end: &AtomicBool,
 ) -> Result<Box<dyn Machine>, MachineError> {
-    // What no backend could start is no reason to take another one.
-    for (what, path) in [("kernel", &config.kernel), ("initrd", &config.initrd)] {
-        let cannot = |e: &dyn std::fmt::Display| {
-            MachineError::Start(format!("cannot read the {what} {}: {e}", path.display()))
-        };
-        let file = File::open(path).map_err(|e| cannot(&e))?;
-        if file.metadata().is_ok_and(|meta| meta.is_dir()) {
-            return Err(cannot(&"it is a directory"));
-        }
-    }
     match choice.backend {
-        Backend::Qemu => emulated(choice, config),
+        Backend::Qemu => emulated(choice, config, None, end),
         Backend::Kvm => Ok(Box::new(Kvm::start(config)?)),
         Backend::Auto => match Kvm::start(config).and_then(|kvm| kvm.tried(end)) {
             Ok(kvm) => Ok(Box::new(kvm)),
             Err(why) => {
                 let why = why.to_string();
-                let line = Escaped(why.trim_end());
-                // Whoever closed standard error gets the same guest.
-                let _ = writeln!(io::stderr(), "capture: not on KVM, but on QEMU: {line}");
-                emulated(choice, config).map_err(|e| {
+                let why = why.trim_end();
+                emulated(choice, config, Some(why), end).map_err(|e| {
                     MachineError::Start(format!("neither on KVM ({why}) nor on QEMU: {e}"))
                 })
             }
@@ -68,18 +55,33 @@ pub(crate) fn start(
     }
 }
 
-fn emulated(choice: &Choice<'_>, config: &Config) -> Result<Box<dyn Machine>, MachineError> {
+/// In QEMU; `not_on_kvm` says why, when it was tried there.
+fn emulated(
+    choice: &Choice<'_>,
+    config: &Config,
+    not_on_kvm: Option<&str>,
+    end: &AtomicBool,
+) -> Result<Box<dyn Machine>, MachineError> {
     let program = guest::program(choice.qemu, None).map_err(|e| {
         MachineError::Start(format!(
             "{e} (Debian: qemu-system-x86, Fedora: qemu-system-x86-core)"
         ))
     })?;
+    if let Some(why) = not_on_kvm {
+        let line = Escaped(why);
+        // Whoever closed standard error gets the same guest.
+        let _ = writeln!(io::stderr(), "capture: not on KVM, but on QEMU: {line}");
+    }
     let emulator = Emulator {
         program,
         accel: choice.accel,
         cpu: choice.cpu.into(),
     };
-    Ok(Box::new(Qemu::start(&emulator, config)?))
+    let mut qemu = Qemu::start(&emulator, config, end)?;
+    if let Some(why) = not_on_kvm {
+        qemu.also(&format!("not on KVM: {why}"));
+    }
+    Ok(Box::new(qemu))
 }
 
 /// The guest of a QEMU that is running already.

@@ -17,6 +17,8 @@ mod vcpu;
 mod watcher;
 
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +36,8 @@ use super::perf::Counters;
 use super::{Cause, Config, Event, Frozen, GuestMemory, Machine, MachineError, Stop};
 
 const DEVICE: &str = "/dev/kvm";
+/// The version of its API that there has been since Linux 2.6.22.
+const API: i32 = 12;
 const VCPUS: RangeInclusive<u32> = 1..=64;
 const MEMORY: RangeInclusive<u64> = 128 << 20..=64 << 30;
 /// Time for all vCPUs to stand when the machine itself wants it.
@@ -113,17 +117,40 @@ fn sizes(config: &Config) -> Result<(), MachineError> {
 
 /// Opens the device, or says what is wrong with it.
 fn open() -> Result<kvm_ioctls::Kvm, MachineError> {
-    kvm_ioctls::Kvm::new().map_err(|e| {
+    let kvm = kvm_ioctls::Kvm::new().map_err(|e| {
         MachineError::Start(match e.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => format!(
-                "there is no {DEVICE}: load kvm_intel or kvm_amd, or switch on virtualisation in the firmware (for a guest: nested virtualisation on its host)"
+                "there is no {DEVICE}: load kvm_intel or kvm_amd, or switch on virtualisation in the firmware (for a guest: nested virtualisation on its host; for a container: docker run --device {DEVICE})"
             ),
-            libc::EACCES | libc::EPERM => format!(
-                "no access to {DEVICE}: add yourself to the group that owns it (usually kvm)"
-            ),
+            libc::EACCES | libc::EPERM => no_access(Path::new(DEVICE)),
             _ => format!("{DEVICE}: {e}"),
         })
-    })
+    })?;
+    // Another device may be in its place.
+    if kvm.get_api_version() != API {
+        let version = kvm.get_api_version();
+        return Err(MachineError::Start(format!(
+            "{DEVICE} is no KVM: its API version is {version}, expected {API}; --backend qemu does without it"
+        )));
+    }
+    Ok(kvm)
+}
+
+/// What keeps us from a device that is there.
+fn no_access(device: &Path) -> String {
+    let what = format!("no access to {}", device.display());
+    let Ok(meta) = std::fs::metadata(device) else {
+        return what;
+    };
+    let (mode, owner, group) = (meta.mode() & 0o777, meta.uid(), meta.gid());
+    let way = if mode & 0o006 == 0o006 {
+        "something else forbids it, as in a container that was not given the device (docker run --device)"
+    } else if mode & 0o060 == 0o060 {
+        "add yourself to that group (usually kvm)"
+    } else {
+        "its group has no access, so let root give it some: chgrp kvm and chmod 660, or a udev rule (KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\")"
+    };
+    format!("{what} (owner {owner}, group {group}, mode {mode:03o}): {way}")
 }
 
 impl Kvm {

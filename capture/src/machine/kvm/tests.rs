@@ -2,8 +2,6 @@
 //! not every machine has one: `tests/guest/nested.py --here` runs them, and within a guest that
 //! has one.
 
-use std::path::Path;
-
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use scx_postmortem_format::capture::VcpuState;
 use vm_memory::{Bytes, GuestAddress};
@@ -415,6 +413,23 @@ fn ended(machine: &mut Kvm) -> (String, bool) {
         Ok(Some(Event::Ended { how, powered_off })) => (how, powered_off),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn who_has_no_access_is_told_what_to_do_about_it() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let device = tempfile::NamedTempFile::new().unwrap();
+    let told = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(device.path(), mode).unwrap();
+        no_access(device.path())
+    };
+    assert!(told(0o660).ends_with("mode 660): add yourself to that group (usually kvm)"));
+    assert!(told(0o600).contains("mode 600): its group has no access"));
+    assert!(told(0o666).contains("mode 666): something else forbids it"));
+    let gone = no_access(Path::new("/nothing/there"));
+    assert_eq!(gone, "no access to /nothing/there");
 }
 
 #[test]

@@ -609,6 +609,13 @@ impl Drop for Qemu {
     }
 }
 
+impl Qemu {
+    /// Something that the manifest has to say of this machine.
+    pub(super) fn also(&mut self, what: &str) {
+        self.detail = format!("{}; {what}", self.detail);
+    }
+}
+
 /// Takes a vCPU out of those that stand.
 fn forget(frozen: &mut Frozen, vcpu: u32) {
     frozen.vcpus.retain(|state| state.vcpu != vcpu);

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::gdb::Gdb;
@@ -37,10 +38,11 @@ pub(in crate::machine) struct Emulator {
 }
 
 impl Qemu {
-    /// Starts QEMU and lets the guest run.
+    /// Starts QEMU and lets the guest run. `end` is set when we are told to end meanwhile.
     pub(in crate::machine) fn start(
         emulator: &Emulator,
         config: &Config,
+        end: &AtomicBool,
     ) -> Result<Self, MachineError> {
         let start = |what: &str, e: &dyn std::fmt::Display| {
             MachineError::Start(format!("cannot start the guest: {what}: {e}"))
@@ -80,7 +82,8 @@ impl Qemu {
         let mut child = spawn(&emulator.program, &arguments, errors)?;
 
         let deadline = Instant::now() + START;
-        let mut alive = || matches!(child.try_wait(), Ok(None));
+        let ends = || end.load(Ordering::Relaxed);
+        let mut alive = || !ends() && matches!(child.try_wait(), Ok(None));
         let connected = Qmp::connect(&at("qmp"), deadline, &mut alive)
             .and_then(|qmp| Ok((qmp, Gdb::connect(&at("gdb"), deadline, &mut alive)?)));
         let (qmp, gdb) = match connected {
@@ -88,6 +91,10 @@ impl Qemu {
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
+                if ends() {
+                    let why = "ended by a signal before QEMU had answered";
+                    return Err(MachineError::Start(why.into()));
+                }
                 let said = last_words(&said);
                 return Err(MachineError::Start(format!(
                     "{} does not start: {error}{said}",
