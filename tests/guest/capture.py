@@ -822,8 +822,8 @@ def cases(everything):
     yield "none", lambda rig: case_no_scheduler(rig, "7.3")
     yield "package-6.18", lambda rig: case_package(rig, "6.18")
     yield "attach", lambda rig: case_attach(rig, "7.3")
-    yield "owner", lambda rig: case_owner(rig, "7.3")
     if everything:
+        yield "owner", lambda rig: case_owner(rig, "7.3")
         yield "closed", lambda rig: case_closed(rig, "7.3")
         yield "panic", lambda rig: case_panic(rig, "7.3")
         yield "frozen", lambda rig: case_frozen(rig, "7.3")
