@@ -1,9 +1,9 @@
 //! What the threads that serve a guest may ask of the host's kernel: a seccomp filter for each.
 //!
 //! A guest that found a hole in a device of ours would be such a thread. It could then go on with
-//! its vCPU, raise its own interrupts, make the other vCPUs stop, get memory and end: no files, no processes, no sockets, no
-//! code of its own. What is not listed is refused with EPERM, and nothing is killed: a capture of a
-//! guest that does such a thing is worth having.
+//! its vCPU, raise its own interrupts, make the other vCPUs stop, get memory and end: no files, no
+//! processes, no sockets, no code of its own. What is not listed is refused with EPERM, and nothing
+//! is killed: a capture of a guest that does such a thing is worth having.
 //!
 //! The process' other threads are free: they write the capture, and no guest reaches them but
 //! through the bytes of its memory.

@@ -516,7 +516,7 @@ impl Machine for Kvm {
             match state::of(number, &vcpu.fd) {
                 Ok(mut state) => {
                     let time = self.stopped_at.as_ref();
-                    let tsc = time.and_then(|time| time.tscs.get(state.vcpu as usize).copied()?);
+                    let tsc = time.and_then(|time| time.tscs.get(vcpu::index(number)).copied()?);
                     if let Some(tsc) = tsc {
                         // It is counting while the guest stands.
                         state::set_tsc(&mut state, tsc);

@@ -36,9 +36,8 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// How often a device is asked to complete what a vCPU was doing: KVM emulates up to 1,024 rounds of
 /// a string instruction at once, and each may ask twice.
 const MAX_SETTLE: usize = 4096;
-/// Longest instruction of x86.
-const MAX_INSTRUCTION: usize = 15;
-const LONGEST: u64 = 15;
+/// Longest instruction of x86, bytes.
+const MAX_INSTRUCTION: u8 = 15;
 
 /// What a thread tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +48,13 @@ pub(super) enum Told {
     Ended { how: String, powered_off: bool },
     /// KVM cannot go on with it.
     Failed { why: String },
+}
+
+impl Told {
+    /// Nothing comes behind it: the vCPU does not run again.
+    const fn is_last(&self) -> bool {
+        matches!(self, Self::Ended { .. } | Self::Failed { .. })
+    }
 }
 
 /// What an entry of the guest came to.
@@ -125,7 +131,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn index(vcpu: u32) -> usize {
+pub(super) fn index(vcpu: u32) -> usize {
     usize::try_from(vcpu).unwrap_or(usize::MAX)
 }
 
@@ -317,7 +323,7 @@ impl Crew {
             cpu.step_off();
             while !self.halt.load(Ordering::SeqCst) || (stubborn && !self.is_over()) {
                 if let Came::To(told) = cpu.enter(number, devices) {
-                    over = matches!(told, Told::Ended { .. } | Told::Failed { .. });
+                    over = told.is_last();
                     self.tell(told);
                     // At once: whoever is told may be busy, and repeats what was lost.
                     self.kick();
@@ -326,7 +332,7 @@ impl Crew {
             }
             cpu.step_on();
             if let Some(told) = cpu.settle(number, devices) {
-                over |= matches!(told, Told::Ended { .. } | Told::Failed { .. });
+                over |= told.is_last();
                 self.tell(told);
             }
         }
@@ -392,7 +398,7 @@ impl Cpu {
         let _ = debug::set(&self.vcpu.fd, &self.stops);
         match self.vcpu.fd.get_regs() {
             Ok(regs) if regs.rip == from => self.met = Some(from),
-            Ok(regs) => self.owed = regs.rip.wrapping_sub(from) > LONGEST,
+            Ok(regs) => self.owed = regs.rip.wrapping_sub(from) > MAX_INSTRUCTION.into(),
             Err(_) => {}
         }
     }
@@ -515,7 +521,7 @@ fn instruction(vcpu: &Vcpu, rip: u64) -> Vec<u8> {
     if let Ok(place) = vcpu.fd.translate_gva(rip)
         && place.valid != 0
     {
-        bytes.resize(left.min(MAX_INSTRUCTION), 0);
+        bytes.resize(left.min(MAX_INSTRUCTION.into()), 0);
         let read = vcpu
             .vm
             .memory
