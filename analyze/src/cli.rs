@@ -9,6 +9,7 @@ mod upgrade;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -359,6 +360,14 @@ fn may_emit(output: Option<&Path>, inputs: &[&Path]) -> Result<(), Failure> {
             .map_err(|sentence| Failure(exit::OUTPUT, sentence)),
         _ => Ok(()),
     }
+}
+
+/// How many captures are looked at at the same time: as many as were asked for, or as there are
+/// processors.
+fn jobs(asked: Option<NonZeroUsize>) -> usize {
+    asked
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get)
 }
 
 /// Most reasons that are told of a capture that was given up.

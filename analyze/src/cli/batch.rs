@@ -19,7 +19,7 @@ use scx_postmortem_analyze::source::Stores;
 use scx_postmortem_analyze::walk::Limits;
 use scx_postmortem_format::report::Escaped;
 
-use super::{Failure, Progress, exit, print};
+use super::{Failure, Progress, exit, jobs, print};
 
 /// What `analyze batch` is given.
 #[derive(Args)]
@@ -146,10 +146,7 @@ pub(super) fn run(args: &BatchArgs) -> Result<u8, Failure> {
             no_casts: args.no_casts,
         },
         again: args.again,
-        jobs: args
-            .jobs
-            .or_else(|| std::thread::available_parallelism().ok())
-            .map_or(1, NonZeroUsize::get),
+        jobs: jobs(args.jobs),
         #[cfg(feature = "object-store")]
         stores,
     };

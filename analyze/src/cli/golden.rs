@@ -123,10 +123,7 @@ pub(super) fn run(args: &GoldenArgs) -> Result<u8, Failure> {
         let why = format!("--without {path}: no report of these captures has it{near}");
         return Err(Failure(2, why));
     }
-    let jobs = common
-        .jobs
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get);
+    let jobs = super::jobs(common.jobs);
     let began = Instant::now();
     let progress = Progress::new("reports");
     let total = u64::try_from(captures.len()).unwrap_or(u64::MAX);
